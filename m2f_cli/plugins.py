@@ -90,6 +90,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "labelme": "m2f_cli.data.formats.labelme:FORMAT",
         "mapillary": "m2f_cli.data.formats.mapillary:FORMAT",
         "roboflow-coco": "m2f_cli.data.formats.roboflow_coco:FORMAT",
+        "webdataset": "m2f_cli.data.formats.webdataset:FORMAT",
         "yolo-seg": "m2f_cli.data.formats.yolo_seg:FORMAT",
     },
     "converters": {
@@ -98,6 +99,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "coco-panoptic": "m2f_cli.dataset_tools.convert.coco_panoptic:TARGET",
         "label-maps": "m2f_cli.dataset_tools.convert.label_maps:TARGET",
         "labelme": "m2f_cli.dataset_tools.convert.labelme:TARGET",
+        "webdataset": "m2f_cli.dataset_tools.convert.webdataset:TARGET",
         "yolo-seg": "m2f_cli.dataset_tools.convert.yolo_seg:TARGET",
     },
     "preparers": {

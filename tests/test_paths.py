@@ -31,6 +31,7 @@ from m2f_cli.inference.sources import RUN_MARK, ImageSource, expand
 from m2f_cli.report import data as data_page
 from m2f_cli.results import server_formats
 from m2f_cli.results import writers as output
+from m2f_cli.runtime.archives import tar_files
 from m2f_cli.runtime.files import safe_name
 from m2f_cli.structures.annotations import (
     AnnotatedObject,
@@ -201,7 +202,7 @@ def check_shared(folder: Path, writer: str, count: int) -> None:
 @pytest.mark.parametrize("target", plugins.names("converters"))
 def test_names_of_converted_data_stay_in_their_folder(target, out):
     names = list({safe_name(name): name for each in NAMES if FRAME in (name := named(each, out))}.values())
-    task = plugins.get("converters", target).task
+    task = plugins.get("converters", target).task or "instance"
     read = {
         "panoptic": panoptic_annotation,
         "semantic": lambda: SemanticAnnotation(scene_labels()),
@@ -213,6 +214,8 @@ def test_names_of_converted_data_stay_in_their_folder(target, out):
     assert [(each.split, each.images, each.failures) for each in done.splits] == [("train", len(names), ())]
     files = [path.relative_to(out).as_posix() for path in out.rglob("*.png")]
     images = [file for file in files if not file.startswith(("labels/", "panoptic_", "gtFine/"))]
+    for path in out.rglob("*.tar"):
+        images += [name for name, _, _ in tar_files(path) if name.endswith(".png")]
     assert len(images) == len(names)
 
 

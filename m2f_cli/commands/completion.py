@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -44,6 +45,13 @@ def run_names() -> list[str]:
 presets = complete(shipped.preset_names)
 models = complete(lambda: [*run_names(), *shipped.preset_names()])
 folders = complete(run_names)
+
+
+def directories(incomplete: str) -> list[str]:
+    """Complete the name of a folder of this machine."""
+    return sorted(glob.glob(f"{glob.escape(incomplete)}*/"))
+
+
 class_tables = complete(lambda: sorted(path.stem for path in (_structures() / "classes").glob("*.yaml")))
 
 

@@ -13,6 +13,7 @@ import typer
 
 from .. import console, plugins
 from ..errors import ConfigError, DataError
+from ..storage.uris import place_of
 from . import completion, where
 from . import options as opt
 from .help_page import help_page
@@ -179,7 +180,7 @@ def evaluate(
         tile=tile,
         tile_overlap=tile_overlap,
     )
-    images = DataOptions(data, split, limit)
+    images = DataOptions(None if data is None else place_of(data), split, limit)
     by = MetricOptions(opt.listed(metric), max_dets, thresholds, trust_names=True)
     options = RunOptions(workers, formats, sweep, diagnose, drawing, thumbnails if report else 0)
     if not (preset or model or metric or task):

@@ -335,15 +335,21 @@ Legend = Annotated[
 
 # --- annotated images -------------------------------------------------------------------------------------------------
 
-AnnotatedFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of annotated images.")]
-SourceFolder = Annotated[Path, typer.Argument(metavar="SRC", help="Folder of annotated images.")]
+_ANNOTATED = "Folder of annotated images, or the s3:// or gs:// address of one with shards."
+AnnotatedFolder = Annotated[str, typer.Argument(metavar="DIR", help=_ANNOTATED, autocompletion=completion.directories)]
+SourceFolder = Annotated[str, typer.Argument(metavar="SRC", help=_ANNOTATED, autocompletion=completion.directories)]
+TrainingData = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help=_ANNOTATED, rich_help_panel=DATA, autocompletion=completion.directories),
+]
 NewFolder = Annotated[Path, typer.Argument(metavar="DST", help="New folder for the result. Nothing is overwritten.")]
 PublishedData = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         metavar="DIR",
         help="Folder of annotated images; by default the run's own data, or published data in $DETECTRON2_DATASETS.",
         rich_help_panel=DATA,
+        autocompletion=completion.directories,
     ),
 ]
 SplitName = Annotated[

@@ -10,6 +10,7 @@ import typer
 
 from .. import console
 from ..config.published import decimals
+from ..storage.uris import place_of
 from . import completion
 from . import options as opt
 from .help_page import help_page
@@ -69,7 +70,7 @@ def reproduce(
     opt.one_of("precision", precision, opt.PRECISIONS)
     from ..workflows import reproduce as core
 
-    options = core.ReproduceOptions(data, device, precision, limit, workers, tta)
+    options = core.ReproduceOptions(None if data is None else place_of(data), device, precision, limit, workers, tta)
     rows = list(dict.fromkeys(rows))
     with console.downloads() as fetched:
         core.make_ready(rows, options, fetched)

@@ -14,6 +14,7 @@ from .. import console
 from ..errors import ConfigError
 from ..runtime.durations import parse_duration
 from ..runtime.threads import usable_cores
+from ..storage.uris import place_of
 from . import completion
 from . import options as opt
 from .help_page import help_page
@@ -45,9 +46,7 @@ def train(
             autocompletion=completion.presets,
         ),
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of annotated images.", rich_help_panel=opt.DATA)
-    ] = None,
+    data: opt.TrainingData = None,
     init: Annotated[
         str | None,
         typer.Option(
@@ -217,7 +216,7 @@ def train(
         resume, batch, set_, changes = True, None, None, {}  # as they are in the run
     settings, folder = _settings(preset, out, resume, set_, changes, trust_code)
     options = training.TrainOptions(
-        data=data,
+        data=None if data is None else place_of(data),
         init=init,
         init_partial=init_partial,
         freeze=tuple(freeze or ()),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .. import plugins
 from ..errors import ConfigError, DataError
+from ..storage import uris
 from ..structures import Task
 from ..structures.schemas import shown
 from .formats.base import Format, ReadOptions
@@ -18,10 +19,11 @@ from .records import DataSet
 
 _SHOWN = 8
 _TRIED = 20  # JSON files that are opened to give a hint
+_CONVERT = "Convert it where its files are (m2f data convert DIR OUT --to webdataset), and copy OUT to the store."
 
 
 def detect(folder: str | Path) -> str:
-    """Return the name of the format of a folder.
+    """Return the name of the format of a folder, or of the URI of one in an object store.
 
     Raises:
         DataError: the folder does not exist, or has none or several of the known formats.
@@ -32,7 +34,11 @@ def detect(folder: str | Path) -> str:
     if len(names) == 1:
         return names[0]
     if names:
-        raise DataError(f"{folder} looks like {' and like '.join(names)}.", hint="Say which it is (--format).")
+        raise DataError(
+            f"{uris.shown(str(folder))} looks like {' and like '.join(names)}.", hint="Say which it is (--format)."
+        )
+    if isinstance(folder, str):
+        raise DataError(f"{uris.shown(folder)} holds no data set that is read from a store.", hint=_CONVERT)
     with _listing(folder):
         raise _unrecognised(folder)
 
@@ -51,6 +57,7 @@ def open_data(
     """Open one split. Annotation files are parsed here; images and masks are read with their record.
 
     Args:
+        folder: a folder, or the URI of one in an object store.
         split: "train", "val", or a name that the folder itself uses. "val" also finds val2017, valid, validation and,
             with a note, test.
         format: a name of the group "formats" or module:object. None recognises the format.
@@ -70,11 +77,13 @@ def open_data(
     name = detect(folder) if format is None else format
     reader: Format = plugins.get("formats", name, trust_code=trust_code)
     with plugins.using(name):
-        raw_values = reader.raw_values
+        raw_values, in_stores = reader.raw_values, reader.in_stores
+    if isinstance(folder, str) and not in_stores:
+        raise DataError(f"{uris.shown(folder)}: the format {name} is not read from a store.", hint=_CONVERT)
     if not raw_values and (ignore_index is not None or label_map is not None):
         raise ConfigError(
-            f"ignore_index and label_map are for masks of pixel values; {folder} has the format {name}, which says "
-            "what its values mean.",
+            f"ignore_index and label_map are for masks of pixel values; {uris.shown(str(folder))} has the format "
+            f"{name}, which says what its values mean.",
             hint="Leave them out.",
         )
     with plugins.using(name), _listing(folder):
@@ -83,8 +92,11 @@ def open_data(
     return data
 
 
-def _existing(folder: str | Path) -> Path:
-    folder = Path(folder)
+def _existing(folder: str | Path) -> str | Path:
+    folder = uris.place_of(folder)
+    if isinstance(folder, str):
+        uris.scheme_of(folder)
+        return folder
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"The data folder {folder} {what}.", hint="Give the folder of a data set.")
@@ -92,7 +104,7 @@ def _existing(folder: str | Path) -> Path:
 
 
 @contextmanager
-def _listing(folder: Path) -> Iterator[None]:
+def _listing(folder: str | Path) -> Iterator[None]:
     """Turn an `OSError`, such as that of a folder that may not be listed, into one sentence."""
     try:
         yield
@@ -101,9 +113,11 @@ def _listing(folder: Path) -> Iterator[None]:
         raise DataError(f"{where} cannot be read: {error.strerror or error}.") from error
 
 
-def _found_in(folder: Path) -> list[str]:
+def _found_in(folder: str | Path) -> list[str]:
     """Return the formats that a folder may have. Generic ones are returned only if no other format fits."""
     readers = {name: plugins.get("formats", name) for name in plugins.names("formats")}
+    if isinstance(folder, str):
+        readers = {name: reader for name, reader in readers.items() if reader.in_stores}
     matching = [name for name, reader in readers.items() if reader.finds(folder)]
     return [name for name in matching if not readers[name].generic] or matching
 
@@ -138,10 +152,11 @@ def _coco_elsewhere(folder: Path) -> tuple[Path, str] | None:
     return None
 
 
-def _refuse_twins(data: DataSet, folder: Path) -> None:
+def _refuse_twins(data: DataSet, folder: str | Path) -> None:
     name, count = Counter(record.name for record in data.records).most_common(1)[0]
     if count > 1:
+        where = uris.shown(str(folder))
         raise DataError(
-            f"{folder}: {count} images of the split {data.split!r} are called {name!r} (without suffix).",
+            f"{where}: {count} images of the split {data.split!r} are called {name!r} (without suffix).",
             hint="Rename them, so that results can be told apart.",
         )

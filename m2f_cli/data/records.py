@@ -46,6 +46,29 @@ class ImageFile:
         return image_HW3
 
 
+class PackedImage:
+    """Reader of an image whose file is a part of another one, such as a shard."""
+
+    __slots__ = ()
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the image's file, with its dot."""
+        raise NotImplementedError
+
+    def content(self) -> bytes:
+        """Return the bytes of the image's file.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        raise NotImplementedError
+
+    def __call__(self) -> np.ndarray:
+        """Read the image, as `ImageFile` does."""
+        raise NotImplementedError
+
+
 def is_there(path: Path) -> bool:
     """Return True if a path that comes from data exists. A name too long for the file system does not exist."""
     try:
@@ -59,7 +82,9 @@ def is_file(path: Path) -> bool:
     return is_there(path) and path.is_file()
 
 
-def check_size(image: Path, size: tuple[int, int], annotated: tuple[int, int], mask: Path | None = None) -> None:
+def check_size(
+    image: Path | str, size: tuple[int, int], annotated: tuple[int, int], mask: Path | str | None = None
+) -> None:
     """Refuse an image whose (height, width) is not that of its annotation.
 
     Args:
@@ -201,4 +226,7 @@ class DataSet:
 
     def same_images(self, other: DataSet) -> bool:
         """Return True if both splits lie in the same files. This happens if val was borrowed from test."""
-        return self.records[0].image is not None and self.records[0].image == other.records[0].image
+        mine, others = self.records[0], other.records[0]
+        if mine.image is None:
+            return mine.read_image == others.read_image
+        return mine.image == others.image

@@ -19,6 +19,7 @@ from .. import plugins
 from ..data import records as data_records
 from ..data.records import Record
 from ..errors import ConfigError, DataError, unknown_name
+from ..storage.uris import place_of
 from ..structures import Task
 from .convert.run import Conversion, check_destination, write_out
 from .convert.source import ConvertSource, open_source
@@ -305,7 +306,7 @@ def split(
         ConfigError: as for `divide`, or the destination exists, or none of several splits was chosen.
         DataError: the source cannot be opened.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = place_of(source), Path(destination)
     check_destination(source, destination)
     opened = open_source(source, None, also=splits, **options)
     pooled, kept = _choose(opened, splits, (TRAIN, *shares, *(pinned or {})))

@@ -21,6 +21,7 @@ from ..data.synthetic.dataset import synthetic_dataset
 from ..errors import ConfigError, DataError
 from ..inference.load_network import fold_name
 from ..runtime import documents
+from ..storage.uris import place_of
 from ..structures import Task
 from ..structures.annotations import ReadAs
 from ..structures.categories import Categories, class_tables, load_categories
@@ -67,7 +68,7 @@ class EvalData:
     name: str
     format: str
     split: str
-    folder: Path | None
+    folder: Path | str | None
     tasks: tuple[Task, ...]
     records: Sequence[Record]
     full: int | None = None
@@ -77,7 +78,7 @@ class EvalData:
         return len(self.records)
 
 
-def folder_of(config: Config, model: str | Path | None, data: Path | None) -> Path | None:
+def folder_of(config: Config, model: str | Path | None, data: Path | str | None) -> Path | str | None:
     """Return the folder of the annotated images; None stands for the generated images of the configuration.
 
     The folder is `data`, else the data that the run `model` was trained on. Else it is the known data set below
@@ -91,7 +92,7 @@ def folder_of(config: Config, model: str | Path | None, data: Path | None) -> Pa
         return data
     run = _options_of_run(model)
     if run is not None and run.get("data"):
-        return Path(run["data"])
+        return place_of(run["data"])
     if config.data.scenes is not None:
         return None
     hint = "Pass --data DIR."
@@ -134,7 +135,7 @@ def _options_of_run(model: str | Path | None) -> dict[str, Any] | None:
 def open_for(
     config: Config,
     categories: Categories,
-    folder: Path | None,
+    folder: Path | str | None,
     split: str,
     tasks: Sequence[Task],
     *,
@@ -190,7 +191,7 @@ def _generated(config: Config, categories: Categories, split: str, tasks: Sequen
     return EvalData(data.name, data.format, split, None, tuple(tasks), data.records)
 
 
-def _open_one(config: Config, categories: Categories, folder: Path, split: str, task: Task) -> DataSet:
+def _open_one(config: Config, categories: Categories, folder: Path | str, split: str, task: Task) -> DataSet:
     """Open a split for one task, numbered by the model's classes."""
     how = {"task": task, "ignore_index": config.data.ignore_index, "label_map": config.data.label_map}
     data = open_data(folder, split, **how)
@@ -280,7 +281,7 @@ def _with_missing(data: EvalData, missing: Mapping[Task, DataError]) -> EvalData
     return replace(data, tasks=(*data.tasks, *missing), notes=(*data.notes, *notes))
 
 
-def _joined(sets: dict[Task, DataSet], folder: Path, full: int | None) -> EvalData:
+def _joined(sets: dict[Task, DataSet], folder: Path | str, full: int | None) -> EvalData:
     """Return the images of the first data set, each with the annotations that the others have of it."""
     first, *more = sets
     main = sets[first]

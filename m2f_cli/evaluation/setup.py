@@ -50,7 +50,7 @@ class DataOptions:
         limit: number of images, from the first; None is all.
     """
 
-    data: Path | None = None
+    data: Path | str | None = None
     split: str = "val"
     limit: int | None = None
 

@@ -460,7 +460,26 @@ def _refuse_overlaps(file: ArchiveFile, members: Iterable[zipfile.ZipInfo]) -> N
         end, before = info.header_offset + _LOCAL_HEADER + info.compress_size, info.filename
 
 
+def tar_files(file: ArchiveFile) -> list[tuple[str, int, int]]:
+    """Return the name of each plain file of a tar, and where its bytes begin and end, in the order of the tar.
+
+    Links, devices and sparse files are no plain files. A name that occurs twice is listed twice.
+
+    Raises:
+        DataError: the tar is missing, damaged, cut off or compressed, or has a name that leads out of it.
+    """
+    files = _tar_files(file)
+    for name, _ in files:
+        _refuse_evil(name, str(file))
+    return [(name, member.offset, member.offset + member.size) for name, member in files]
+
+
 def _tar_index(file: ArchiveFile) -> dict[str, _TarMember]:
+    """Return the plain files; of equal names the last one counts, as tar appends."""
+    return dict(_tar_files(file))
+
+
+def _tar_files(file: ArchiveFile) -> list[tuple[str, _TarMember]]:
     kind = next((kind for magic, kind in _PACKED.items() if _head(file).startswith(magic)), None)
     if kind:
         raise DataError(
@@ -472,12 +491,11 @@ def _tar_index(file: ArchiveFile) -> dict[str, _TarMember]:
         file.open("rb") as opened,
         tarfile.open(fileobj=opened, mode="r:") as archive,
     ):
-        return _tar_members(file, archive)
+        return list(_tar_members(file, archive))
 
 
-def _tar_members(file: ArchiveFile, archive: tarfile.TarFile) -> dict[str, _TarMember]:
-    """Return the plain files; of equal names the last one counts, as tar appends."""
-    size, last, found = file.stat().st_size, -1, {}
+def _tar_members(file: ArchiveFile, archive: tarfile.TarFile) -> Iterator[tuple[str, _TarMember]]:
+    size, last = file.stat().st_size, -1
     for number, member in enumerate(iter(archive.next, None), start=1):
         archive.members = []  # they are a kilobyte each
         _refuse_many(file, number)
@@ -487,8 +505,7 @@ def _tar_members(file: ArchiveFile, archive: tarfile.TarFile) -> dict[str, _TarM
         if member.isreg() and not member.issparse():
             if member.offset_data + member.size > size:
                 raise EOFError("it is cut off")
-            found[member.name.removeprefix("./")] = _TarMember(member.offset_data, member.size)
-    return found
+            yield member.name.removeprefix("./"), _TarMember(member.offset_data, member.size)
 
 
 def _plain(names: Iterable[str], suffix: str | tuple[str, ...]) -> list[str]:

@@ -170,7 +170,8 @@ def _read_path(path: Path, limit: int, start: int | None, stop: int | None) -> t
             status = os.fstat(file.fileno())
             file.seek(start or 0)
             most = limit + 1 if stop is None else min(limit + 1, stop - (start or 0))
-            return file.read(most), Info(status.st_size, str(status.st_mtime_ns))
+            left = status.st_size - (start or 0)  # Python sets as much memory aside as it is asked for
+            return file.read(min(most, left + 1) if left > 0 else most), Info(status.st_size, str(status.st_mtime_ns))
     except FileNotFoundError as error:
         raise MissingObject(f"There is no file {shown(str(path))}.") from error
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte

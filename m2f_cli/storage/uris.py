@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ..errors import DataError
@@ -19,6 +20,11 @@ LONGEST = 8192  # characters
 def is_uri(text: str) -> bool:
     """Return True for text such as s3://bucket/name, of any scheme; False for a path."""
     return _URI.match(text) is not None
+
+
+def place_of(text: str | Path) -> str | Path:
+    """Return a URI as it is, and anything else as a path."""
+    return text if isinstance(text, Path) or is_uri(text) else Path(text)
 
 
 def shown(uri: str) -> str:

@@ -20,7 +20,7 @@ from ..structures.annotations import InstanceAnnotation
 Splits = tuple[DataSet, DataSet | None]  # data sets for training and for evaluation
 
 
-def open_splits(settings: Config, folder: Path | None, val_limit: int | None, notes: list[str]) -> Splits:
+def open_splits(settings: Config, folder: Path | str | None, val_limit: int | None, notes: list[str]) -> Splits:
     """Return the data sets for training and evaluation. Remarks for people go to `notes`.
 
     Raises:
@@ -58,7 +58,7 @@ def with_task_of(settings: Config, error: NoTask, notes: list[str]) -> Config:
     return settings.model_copy(update={"task": task, "train": train, "test": test})
 
 
-def open_split(settings: Config, folder: Path | None, split: str) -> DataSet:
+def open_split(settings: Config, folder: Path | str | None, split: str) -> DataSet:
     """Return a split of the data that a run uses.
 
     For instances the classes are the things alone. A class without annotations would be trained to be absent, and would
@@ -72,7 +72,7 @@ def open_split(settings: Config, folder: Path | None, split: str) -> DataSet:
     return things_only(data) if settings.task == "instance" else data
 
 
-def _open(settings: Config, folder: Path | None, split: str) -> DataSet:
+def _open(settings: Config, folder: Path | str | None, split: str) -> DataSet:
     if folder is not None:
         data = settings.data
         return open_data(folder, split, task=settings.task, ignore_index=data.ignore_index, label_map=data.label_map)
@@ -135,7 +135,7 @@ class ReadThings:
         )
 
 
-def val_split(settings: Config, folder: Path | None, limit: int | None, notes: list[str]) -> DataSet | None:
+def val_split(settings: Config, folder: Path | str | None, limit: int | None, notes: list[str]) -> DataSet | None:
     """Return the images to evaluate on, or None with a note if the data have none."""
     try:
         data = open_split(settings, folder, "val")

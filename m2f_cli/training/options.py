@@ -6,14 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from ..errors import ConfigError
 from ..runtime import checksums, documents
+from ..storage.uris import place_of
 from ..structures.schemas import shown
 
 _HINT = "Remove it, and give --data and the other options of the run again."
 OF_ONE_START = ("resume", "device", "workers", "shard", "trust_code", "time_budget")  # a resumed run has its own
+
+
+def _place(value: Any) -> Any:
+    return place_of(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class TrainOptions:
     """Options of a run beside its configuration.
 
     Attributes:
-        data: folder of annotated images. None: the generated images of the preset.
+        data: folder of annotated images, or the URI of one in a store. None: the generated images of the preset.
         init: initial weights. None: the ImageNet weights of the backbone. "random": none.
         init_partial: `init` is a file of a backbone alone and may lack parts, which start fresh.
         freeze: prefixes of parameters that are not trained.
@@ -45,7 +50,7 @@ class TrainOptions:
             may be somebody else's. It is never read from a file, not even from env.json.
     """
 
-    data: Path | None = None
+    data: Annotated[Path | str | None, BeforeValidator(_place)] = None
     init: str | None = None
     init_partial: bool = False
     freeze: tuple[str, ...] = ()

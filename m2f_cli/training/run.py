@@ -19,6 +19,7 @@ from ..runtime import distributed, random_state
 from ..runtime.devices import choose_device
 from ..runtime.files import write_json, writing_to
 from ..runtime.signals import Asked, asked_to_stop
+from ..storage.uris import place_of
 from .data import Splits
 from .folder import claim, write_records
 from .length import Ended, TimeBudget, evaluations_since_best, is_evaluation_due, is_out_of_patience
@@ -69,7 +70,8 @@ def train(
 
     Args:
         config: from `load_config`.
-        data: a folder of annotated images, a pair of data sets (to train on, to evaluate on or None), or None for
+        data: a folder of annotated images or the URI of one in a store, a pair of data sets (to train on, to
+            evaluate on or None), or None for
             the generated images of the preset.
         out: the folder of the run. It must be new, unless `resume=True`.
         listener: receives what the run does; the default stays silent.
@@ -79,7 +81,7 @@ def train(
         M2FError: anything that cannot be done, in one sentence.
     """
     splits = data if isinstance(data, tuple) else None
-    folder = None if data is None or splits else Path(data)
+    folder = None if data is None or splits else place_of(data)
     return start(config, Path(out), TrainOptions(data=folder, **options), listener, data=splits)
 
 

@@ -131,7 +131,7 @@ class ReproduceOptions:
         tta: evaluate with test-time augmentation, too. None: if the row has such a figure.
     """
 
-    data: Path | None = None
+    data: Path | str | None = None
     device: str = "auto"
     precision: str = "fp32"
     limit: int | None = None

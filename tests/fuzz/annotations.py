@@ -40,7 +40,7 @@ STEPS = [
     Component(name="crop", height=24, width=24, category_max_area=1.0),
     Component(name="drop_vanished"),
 ]
-CONVERTED = ("coco-instance", "label-maps", "labelme")
+CONVERTED = ("coco-instance", "label-maps", "labelme", "webdataset")
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------
@@ -127,6 +127,25 @@ def _yolo_lists(folder: Path) -> None:
     folders.write_text(folder / "train.txt", "./images/train/a.jpg\nimages/train/empty.jpg\n")
 
 
+def _shards(folder: Path) -> None:
+    """Shards with an index, of segments."""
+    source = folder.with_name(f"{folder.name}-source")
+    folders.coco_panoptic(source)
+    remove(folder)
+    convert(source, folder, "webdataset")
+    remove(source)
+
+
+def _shards_of_objects(folder: Path) -> None:
+    """Shards without an index, of objects."""
+    source = folder.with_name(f"{folder.name}-source")
+    _instances(source)
+    remove(folder)
+    convert(source, folder, "webdataset", shard_size=1)
+    remove(folder / "val" / "index.json")
+    remove(source)
+
+
 SAMPLES: dict[str, tuple[str | None, str, Callable[[Path], object]]] = {  # target: (format, split, sample)
     "ade20k": ("ade20k", "train", _ade20k),
     "cityscapes": ("cityscapes", "val", folders.cityscapes),
@@ -138,6 +157,8 @@ SAMPLES: dict[str, tuple[str | None, str, Callable[[Path], object]]] = {  # targ
     "labelme": ("labelme", "train", _labelme),
     "mapillary": ("mapillary", "val", folders.mapillary),
     "roboflow-coco": ("roboflow-coco", "train", folders.roboflow),
+    "webdataset": ("webdataset", "val", _shards),
+    "webdataset-objects": ("webdataset", "val", _shards_of_objects),
     "yolo-seg": ("yolo-seg", "train", _yolo),
     "yolo-seg-lists": ("yolo-seg", "train", _yolo_lists),
 }

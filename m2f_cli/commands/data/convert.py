@@ -30,7 +30,7 @@ def convert(
         str,
         typer.Option(
             metavar="FORMAT",
-            help="Format to write: coco-instance, coco-panoptic, label-maps, yolo-seg, cityscapes or labelme.",
+            help="Format: coco-instance, coco-panoptic, label-maps, yolo-seg, cityscapes, labelme or webdataset.",
             rich_help_panel=opt.OUTPUT,
             autocompletion=completion.parts("converters"),
         ),
@@ -48,6 +48,10 @@ def convert(
             help="Label maps: connected regions of this class become objects; repeatable.",
             rich_help_panel=opt.DATA,
         ),
+    ] = None,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Shards: images of each, by default 1000.", rich_help_panel=opt.OUTPUT),
     ] = None,
     workers: opt.WorkerProcesses = None,
     as_json: opt.AsJson = False,
@@ -69,6 +73,7 @@ def convert(
             ignore_index=ignore_index,
             label_map=parse_label_map(label_map),
             separate=tuple(separate or ()),
+            shard_size=shard_size,
             link=link,
             workers=workers,
             on_start=functools.partial(stages.start, "Converting"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
 from ...runtime.text import is_whole_number
+from ...storage.uris import place_of
 from .. import options as opt
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ PAGES = (".html", ".htm")
 
 
 def split_opener(
-    folder: Path,
+    folder: str,
     preset: str | None,
     format_: str | None,
     task: str | None,
@@ -39,7 +40,7 @@ def split_opener(
     if preset is None:
         from ...data.open_dataset import open_data
 
-        return lambda split: open_data(folder, split, trust_code=True, **given)
+        return lambda split: open_data(place_of(folder), split, trust_code=True, **given)
     names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if names:
         raise ConfigError(
@@ -48,7 +49,7 @@ def split_opener(
         )
     from ...config import presets as config
 
-    return AsTraining(config.load(preset), folder, [])
+    return AsTraining(config.load(preset), place_of(folder), [])
 
 
 @dataclass
@@ -56,7 +57,7 @@ class AsTraining:
     """Opener of splits for training with a preset. Data without the preset's task changes the task."""
 
     settings: Config
-    folder: Path
+    folder: Path | str
     notes: list[str]
 
     def __call__(self, split: str) -> DataSet:

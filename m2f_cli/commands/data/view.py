@@ -68,7 +68,7 @@ def view(
     from ...report import data as data_page
 
     data = open_split(split)
-    _refuse_own_image(out, data, folder)
+    _refuse_own_image(out, data, Path(folder))
     for note in (*data.notes, *(open_split.notes if isinstance(open_split, AsTraining) else ())):
         console.note(note)
     with console.progress("Drawing", min(count, len(data))) as advance:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ...errors import DataError
 from ...structures import Task
@@ -43,13 +43,15 @@ class Format:
         open: turns (folder, split, options) into a DataSet.
         generic: True if the layout is so plain that any other format that also fits takes precedence.
         raw_values: True if the masks hold numbers whose meaning `ignore_index` and `label_map` may give.
+        in_stores: True if `finds` and `open` also take the URI of a folder in an object store, as text.
     """
 
     layout: str
-    finds: Callable[[Path], bool]
-    open: Callable[[Path, str, ReadOptions], DataSet]
+    finds: Callable[[Any], bool]
+    open: Callable[[Any, str, ReadOptions], DataSet]
     generic: bool = False
     raw_values: bool = False
+    in_stores: bool = False
 
 
 class NoTask(DataError):
@@ -62,7 +64,7 @@ class NoTask(DataError):
     supported: tuple[Task, ...] = ()
 
 
-def choose_task(asked: Task | None, supported: Sequence[Task], where: Path) -> Task:
+def choose_task(asked: Task | None, supported: Sequence[Task], where: Path | str) -> Task:
     """Return the requested task, or the first (richest) of `supported` if none was requested.
 
     Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import pickle
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,21 +55,43 @@ class ObjectsOfImage:
             DataError: an annotation has no mask or an unknown category, or does not fit the image.
         """
         size = self.size or image_size(self.image)
-        check_canvas(size, f"{self.file.name}: {self.image.name}")
-        objects = (self._object(row, size) for row in pickle.loads(self.packed))
-        return InstanceAnnotation(size, [item for item in objects if item is not None])
+        return annotation_of(size, pickle.loads(self.packed), self.classes, self.file.name, self.image.name)
 
-    def _object(self, row: tuple[Any, ...], size: tuple[int, int]) -> AnnotatedObject | None:
-        key, category_id, segmentation, iscrowd, area = row
-        where = _where(self.file, key, self.image)
-        is_plain = type(category_id) is int and type(iscrowd) is int and iscrowd in (0, 1)
-        if not (is_plain and type(area) is float and math.isfinite(area)):
-            category_id, iscrowd, area = _values(category_id, iscrowd, area, where)
-        label = self.classes.number(category_id, where)
-        if label is None:
-            return None
-        shape = parse_shape(segmentation, size, where)
-        return AnnotatedObject(label, shape, bool(iscrowd), area) if shape else None  # see `_passed_over`
+
+def rows_of(annotations: Iterable[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Return (id, category id, segmentation, crowd, area) of each annotation, not validated yet."""
+    return [tuple(row.get(key) for key in _KEYS) for row in annotations]
+
+
+def annotation_of(
+    size: tuple[int, int], rows: Iterable[tuple[Any, ...]], classes: ClassMap, file: str, image: str
+) -> InstanceAnnotation:
+    """Return the objects of an image, without those of dropped categories.
+
+    Args:
+        size: (height, width) of the image.
+        rows: from `rows_of`.
+        file: name of the JSON, for messages.
+        image: name of the image, for messages.
+
+    Raises:
+        DataError: an annotation has no mask or an unknown category, or does not fit the image.
+    """
+    check_canvas(size, f"{file}: {image}")
+    objects = (_object(row, size, classes, _where(file, row[0], image)) for row in rows)
+    return InstanceAnnotation(size, [item for item in objects if item is not None])
+
+
+def _object(row: tuple[Any, ...], size: tuple[int, int], classes: ClassMap, where: str) -> AnnotatedObject | None:
+    _, category_id, segmentation, iscrowd, area = row
+    is_plain = type(category_id) is int and type(iscrowd) is int and iscrowd in (0, 1)
+    if not (is_plain and type(area) is float and math.isfinite(area)):
+        category_id, iscrowd, area = _values(category_id, iscrowd, area, where)
+    label = classes.number(category_id, where)
+    if label is None:
+        return None
+    shape = parse_shape(segmentation, size, where)
+    return AnnotatedObject(label, shape, bool(iscrowd), area) if shape else None  # see `_passed_over`
 
 
 def _values(category_id: Any, iscrowd: Any, area: Any, where: str) -> tuple[Any, bool, float | None]:
@@ -78,8 +101,8 @@ def _values(category_id: Any, iscrowd: Any, area: Any, where: str) -> tuple[Any,
     return category_id, row.iscrowd, row.area
 
 
-def _where(file: Path, key: Any, image: Path) -> str:
-    return f"{file.name}: annotation {'without id' if key is None else key} of {image.name}"
+def _where(file: str, key: Any, image: str) -> str:
+    return f"{file}: annotation {'without id' if key is None else key} of {image}"
 
 
 def read_instances(coco: CocoFile, candidates: list[Path], options: ReadOptions) -> Parts:
@@ -103,7 +126,7 @@ def read_instances(coco: CocoFile, candidates: list[Path], options: ReadOptions)
 def _record(coco: CocoFile, key: int | str, images: Path, classes: ClassMap) -> Record:
     rows, size = coco.annotations.get(key, []), coco.size(key)
     file_name = as_found(images, coco.images[key]["file_name"])
-    packed = pickle.dumps([tuple(row.get(key) for key in _KEYS) for row in rows], protocol=pickle.HIGHEST_PROTOCOL)
+    packed = pickle.dumps(rows_of(rows), protocol=pickle.HIGHEST_PROTOCOL)
     labels = classes.labels(row.get("category_id") for row in rows if not is_crowd(row.get("iscrowd")))
     read_annotation = ObjectsOfImage(coco.path, images / file_name, size, classes, packed)
     sizes = size or (None, None)
@@ -117,7 +140,7 @@ def _passed_over(coco: CocoFile) -> PassedOver:
         for row in coco.annotations.get(key, ()):
             segmentation = row.get("segmentation")
             if type(segmentation) is list and not _is_plain(segmentation):
-                _count(passed, segmentation, _where(coco.path, row.get("id"), Path(image["file_name"])))
+                _count(passed, segmentation, _where(coco.path.name, row.get("id"), Path(image["file_name"]).name))
     return passed
 
 

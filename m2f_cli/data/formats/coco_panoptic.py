@@ -9,7 +9,7 @@ import pickle
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -64,28 +64,40 @@ class SegmentsOfImage:
             raise DataError(f"The mask {self.png} is missing.", hint="Copy it there, or leave its image out.")
         ids_HW = read_ids(self.png)
         check_size(self.image, self.size or image_size(self.image), ids_HW.shape, self.png)
-        where = f"{self.file.name}: a segment of {self.png.name}"
-        rows = [_checked(row, where) for row in pickle.loads(self.packed)]
-        labels = {row[0]: self.classes.number(row[1], where) for row in rows}
-        if len(labels) < len(rows):
-            repeated = next(key for key, count in Counter(row[0] for row in rows).items() if count > 1)
-            raise DataError(f"{self.file.name} lists the segment {repeated} of {self.png.name} twice.")
-        self._refuse_strangers(values_in(ids_HW), labels)
-        dropped = [key for key, label in labels.items() if label is None]
-        if dropped:
-            ids_HW[np.isin(ids_HW, dropped)] = 0
-        segments = [
-            AnnotatedSegment(key, labels[key], bool(crowd)) for key, _, crowd in rows if labels[key] is not None
-        ]
-        return PanopticAnnotation(ids_HW, segments)
+        return annotation_of(ids_HW, pickle.loads(self.packed), self.classes, self.png, self.file.name)
 
-    def _refuse_strangers(self, present: np.ndarray, known: Iterable[int]) -> None:
-        strange = set(present.tolist()) - {0, *known}
-        if strange:
-            raise DataError(
-                f"{self.png} has pixels of the segment {min(strange)}, which {self.file.name} does not list for it.",
-                hint="Json and PNGs must be of one export: copy both again.",
-            )
+
+def annotation_of(
+    ids_HW: np.ndarray, rows: Iterable[tuple[Any, ...]], classes: ClassMap, png: PurePath, file: str
+) -> PanopticAnnotation:
+    """Return the segments of an image. Those of dropped categories become void.
+
+    Args:
+        ids_HW: ids of the PNG; changed in place.
+        rows: (id, category id, crowd) of each segment, not validated yet.
+        png: the PNG, for messages.
+        file: name of the JSON, for messages.
+
+    Raises:
+        DataError: a row makes no sense or occurs twice, or the PNG has other ids.
+    """
+    where = f"{file}: a segment of {png.name}"
+    rows = [_checked(row, where) for row in rows]
+    labels = {row[0]: classes.number(row[1], where) for row in rows}
+    if len(labels) < len(rows):
+        repeated = next(key for key, count in Counter(row[0] for row in rows).items() if count > 1)
+        raise DataError(f"{file} lists the segment {repeated} of {png.name} twice.")
+    strange = set(values_in(ids_HW).tolist()) - {0, *labels}
+    if strange:
+        raise DataError(
+            f"{png} has pixels of the segment {min(strange)}, which {file} does not list for it.",
+            hint="Json and PNGs must be of one export: copy both again.",
+        )
+    dropped = [key for key, label in labels.items() if label is None]
+    if dropped:
+        ids_HW[np.isin(ids_HW, dropped)] = 0
+    segments = [AnnotatedSegment(key, labels[key], bool(crowd)) for key, _, crowd in rows if labels[key] is not None]
+    return PanopticAnnotation(ids_HW, segments)
 
 
 def _checked(row: tuple[Any, ...], where: str) -> tuple[Any, ...]:
@@ -150,9 +162,18 @@ def _segment_rows(annotation: dict[str, Any], path: Path) -> tuple[str, list[tup
     """Return the file name of the PNG, and (id, category id, crowd) of each segment, not validated yet."""
     where = f"{path}: the annotation of image {schemas.shown(annotation['image_id'])}"
     said = schemas.read_as(schemas.PanopticRecord, annotation, where, hint=_NOT_PANOPTIC)
-    if not all(isinstance(info, dict) and "id" in info for info in said.segments_info):
+    return said.file_name, rows_of(said.segments_info, where)
+
+
+def rows_of(segments_info: list[Any], where: str) -> list[tuple[Any, ...]]:
+    """Return (id, category id, crowd) of each segment, not validated yet.
+
+    Raises:
+        DataError: a segment has no id.
+    """
+    if not all(isinstance(info, dict) and "id" in info for info in segments_info):
         raise DataError(f"{where} has segments_info without ids.", hint=_NOT_PANOPTIC)
-    return said.file_name, [tuple(info.get(key) for key in _KEYS) for info in said.segments_info]
+    return [tuple(info.get(key) for key in _KEYS) for info in segments_info]
 
 
 def png_folder(path: Path) -> Path:

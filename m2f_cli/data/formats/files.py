@@ -59,9 +59,23 @@ def read_ids(path: Path) -> np.ndarray:
         DataError: the file is missing, unreadable, or not in colours.
     """
     with _opened(path) as image:
-        if image.mode not in ("RGB", "RGBA", "P"):
-            raise DataError(f"{path} is of the kind {image.mode!r}, where ids as RGB colours are expected.")
-        rgba_HW4 = np.array(image.convert("RGBA"))
+        return _ids(image, str(path))
+
+
+def decode_ids(content: bytes, where: str) -> np.ndarray:
+    """Read a COCO panoptic PNG from the content of its file, as `read_ids` does from a file.
+
+    Args:
+        where: name of the file in errors.
+    """
+    with open_image(content, where) as image:
+        return _ids(image, where)
+
+
+def _ids(image: Image.Image, where: str) -> np.ndarray:
+    if image.mode not in ("RGB", "RGBA", "P"):
+        raise DataError(f"{where} is of the kind {image.mode!r}, where ids as RGB colours are expected.")
+    rgba_HW4 = np.array(image.convert("RGBA"))
     return rgba_HW4.view("<u4")[..., 0].astype(np.int32) & 0xFFFFFF
 
 

@@ -42,7 +42,7 @@ def spellings(split: str) -> tuple[str, ...]:
 
 
 def find_split(
-    folder: Path, split: str, at: Callable[[str], Found | None], others: Iterable[str] = ()
+    folder: Path | str, split: str, at: Callable[[str], Found | None], others: Iterable[str] = ()
 ) -> tuple[Found, str, tuple[str, ...]]:
     """Find a split under one of its names, whatever the case of its letters.
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from ...data.records import ImageFile, Record, check_size, is_file
+from ...data.records import ImageFile, PackedImage, Record, check_size, is_file
 from ...errors import DataError
 from ...structures.images import open_small, read_image
 from .near_duplicates import difference_hash, digest
@@ -96,12 +97,16 @@ def _check_labels(labels: Sequence[int], num_classes: int) -> None:
 
 
 def _image(record: Record) -> dict[str, Any]:
-    if not isinstance(record.read_image, ImageFile):  # generated, or part of another file
+    if isinstance(record.read_image, PackedImage):
+        content = record.read_image.content()
+        small, size = decode_small(content) or _whole(record.read_image())
+    elif isinstance(record.read_image, ImageFile):
+        content = _content(record.image)
+        small, size = decode_small(content) or _whole(read_image(record.image))
+    else:  # generated, or part of another file
         image_HW3 = record.read_image()
         small, content = Image.fromarray(image_HW3), image_HW3.tobytes()
         return {"size": image_HW3.shape[:2], "exact": digest(content), "look": difference_hash(small), "num_bytes": 0}
-    content = _content(record.image)
-    small, size = decode_small(content) or _whole(record.image)
     return {"size": size, "exact": digest(content), "look": difference_hash(small), "num_bytes": len(content)}
 
 
@@ -127,6 +132,5 @@ def decode_small(content: bytes) -> tuple[Image.Image, tuple[int, int]] | None:
         return None  # `read_image` reports the error, or can read the file
 
 
-def _whole(path: Path) -> tuple[Image.Image, tuple[int, int]]:
-    image_HW3 = read_image(path)
+def _whole(image_HW3: np.ndarray) -> tuple[Image.Image, tuple[int, int]]:
     return Image.fromarray(image_HW3), image_HW3.shape[:2]

@@ -49,7 +49,12 @@ class Writer(Protocol):
     """Protocol of a writer of data sets with given classes.
 
     A writer is small, frozen, and sent to other processes. Methods that are not overridden do nothing.
+
+    Attributes:
+        images_per_file: number of images that `bundle` gets at once. None: it is not called.
     """
+
+    images_per_file: int | None = None
 
     def image(self, place: Place) -> str:
         """Return the path of the image, relative to the root of the data set."""
@@ -62,6 +67,14 @@ class Writer(Protocol):
 
         Raises:
             DataError: this format cannot hold the annotation. No file is left behind then.
+        """
+
+    def bundle(self, root: Path, number: int, places: Sequence[Place]) -> None:
+        """Put the files of the next images of a split into one file.
+
+        Args:
+            number: number of that file in the split, from 0 on.
+            places: places of the images that were written, in their order; at least one.
         """
 
     def shared(self, split: str) -> str | None:
@@ -81,14 +94,15 @@ class OutputFormat:
     """Format that data sets are written in, one line of the group "converters" in plugins.py.
 
     Attributes:
-        task: the task of the annotations that it is written from.
+        task: the task of the annotations that it is written from. None keeps the richest of the source; the writer
+            has a field `task` then.
         keeps: the kinds of information that it keeps, of "category ids", "colours", "image ids", "areas".
         open: turns (classes, name of the data set) into a writer. Raises ConfigError if the format cannot hold such
             classes.
         lacks: kinds of losses (keys of run.TEXTS) that data sets of this format usually have and the writer leaves out.
     """
 
-    task: Task
+    task: Task | None
     keeps: frozenset[str]
     open: Callable[[Categories, str], Writer]
     lacks: tuple[str, ...] = ()

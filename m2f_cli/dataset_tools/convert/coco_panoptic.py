@@ -30,9 +30,7 @@ class CocoPanoptic(CocoInstances):
     kind: ClassVar[str] = KIND
 
     def annotate(self, root: Path, place: Place, annotation: PanopticAnnotation) -> tuple[Rows, Lost]:
-        ids = [segment.id for segment in annotation.segments]
-        if ids and not 0 < min(ids) <= max(ids) <= MOST:
-            raise DataError(f"{place.name} has segments with ids from {min(ids)} to {max(ids)}: 1 to {MOST} fit.")
+        refuse_large_ids(annotation, place.name)
         measured = measure(annotation.ids_HW)
         infos = []
         for segment in annotation.segments:
@@ -45,6 +43,17 @@ class CocoPanoptic(CocoInstances):
         save_png(root / f"{KIND}_{place.split}" / png, ids_to_rgb(annotation.ids_HW))
         row = {"image_id": place.image_id, "file_name": png, "segments_info": infos}
         return {"images": [image_row(place, annotation.size)], "annotations": [row]}, Counter()
+
+
+def refuse_large_ids(annotation: PanopticAnnotation, name: str) -> None:
+    """Refuse segments whose ids are no colours of a PNG.
+
+    Raises:
+        DataError: an id is not from 1 to `MOST`.
+    """
+    ids = [segment.id for segment in annotation.segments]
+    if ids and not 0 < min(ids) <= max(ids) <= MOST:
+        raise DataError(f"{name} has segments with ids from {min(ids)} to {max(ids)}: 1 to {MOST} fit.")
 
 
 def measure(ids_HW: np.ndarray) -> dict[int, tuple[int, list[int]]]:

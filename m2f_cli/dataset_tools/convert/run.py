@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from ... import plugins
 from ...data.records import Record
 from ...errors import ConfigError
+from ...storage.uris import place_of
 from ...structures.categories import default_color
 from .base import CLASSES, Lost, OutputFormat
 from .retask import BACKGROUND, Recast, plan
@@ -74,7 +76,7 @@ class Conversion:
         notes: notes of the reader.
     """
 
-    source: Path
+    source: Path | str
     destination: Path
     format: str
     to: str
@@ -115,6 +117,7 @@ def convert(
     *,
     splits: Sequence[str] = (),
     separate: Sequence[str] = (),
+    shard_size: int | None = None,
     link: bool = False,
     workers: int | None = 1,
     on_start: Callable[[int], None] | None = None,
@@ -126,9 +129,11 @@ def convert(
 
     Args:
         destination: a folder that does not exist yet. It appears under its name when it is complete.
-        to: a name of the group "converters": coco-instance, coco-panoptic, label-maps, yolo-seg, cityscapes, labelme.
+        to: a name of the group "converters": coco-instance, coco-panoptic, label-maps, yolo-seg, cityscapes, labelme,
+            webdataset.
         splits: splits to convert. By default train, val and test as far as they exist.
         separate: classes of label maps whose connected regions become objects.
+        shard_size: images of a shard, for formats of shards. None takes the format's own number.
         link: True for symbolic links to the images instead of copies.
         workers: number of processes. None chooses a useful number; see `write.write_splits`.
         on_start: called with the number of images.
@@ -141,7 +146,7 @@ def convert(
         DataError: the source cannot be opened, or not one image could be used.
         M2FError: the destination cannot be written.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = place_of(source), Path(destination)
     target: OutputFormat = plugins.get("converters", to, trust_code=trust_code)
     check_destination(source, destination)
     with plugins.using(to):
@@ -154,6 +159,7 @@ def convert(
         destination,
         to,
         separate=separate,
+        shard_size=shard_size,
         link=link,
         workers=workers,
         on_start=on_start,
@@ -169,6 +175,7 @@ def write_out(
     to: str,
     *,
     separate: Sequence[str] = (),
+    shard_size: int | None = None,
     link: bool = False,
     workers: int | None = 1,
     on_start: Callable[[int], None] | None = None,
@@ -177,8 +184,14 @@ def write_out(
 ) -> Conversion:
     """Write records of an opened source, divided into splits in any way; see `convert`."""
     target: OutputFormat = plugins.get("converters", to, trust_code=trust_code)
-    recast = plan(opened.categories, opened.task, target.task, separate)
+    recast = plan(opened.categories, opened.task, target.task or opened.task, separate)
     writer = target.open(recast.categories, destination.name)
+    if target.task is None:
+        writer = dataclasses.replace(writer, task=recast.task)
+    if shard_size is not None:
+        if writer.images_per_file is None:
+            raise ConfigError(f"The format {to} has no shards.", hint="Leave out --shard-size.")
+        writer = dataclasses.replace(writer, images_per_file=shard_size)
     if on_start is not None:
         on_start(sum(map(len, parts.values())))
     written = write_splits(parts, destination, writer, recast, link=link, workers=workers, on_image=on_image)
@@ -190,14 +203,14 @@ def write_out(
     )
 
 
-def check_destination(source: Path, destination: Path) -> None:
+def check_destination(source: Path | str, destination: Path) -> None:
     """Refuse a destination that exists, or that lies in the source, where the next reader would see both.
 
     Raises:
         ConfigError: one of these is the case.
     """
     refuse_existing(destination)
-    if destination.resolve().is_relative_to(source.resolve()):
+    if isinstance(source, Path) and destination.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"{destination} lies in {source}.", hint="Choose a folder beside it.")
 
 
@@ -210,7 +223,7 @@ def _counted(lost: Lost) -> Iterable[Loss]:
 
 def _of_format(opened: ConvertSource, target: OutputFormat, recast: Recast) -> Iterable[Loss]:
     kinds: dict[str, int | None] = dict.fromkeys(target.lacks)
-    before, after = opened.task, target.task
+    before, after = opened.task, recast.task
     stuff = set(opened.dropped) | ({c.name for c in recast.source} - {c.name for c in recast.categories})
     if stuff:
         kinds["stuff"] = len(stuff)

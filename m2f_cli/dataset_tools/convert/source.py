@@ -31,7 +31,7 @@ class ConvertSource:
         dropped: classes that annotations of the current task do not have (stuff, for instances).
     """
 
-    folder: Path
+    folder: Path | str
     splits: tuple[DataSet, ...]
     richest: Task
     dropped: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class ConvertSource:
 
 
 def open_source(
-    folder: Path, task: Task | None, splits: Sequence[str] = (), *, also: Sequence[str] = (), **options: Any
+    folder: Path | str, task: Task | None, splits: Sequence[str] = (), *, also: Sequence[str] = (), **options: Any
 ) -> ConvertSource:
     """Open the splits of a folder.
 
@@ -75,7 +75,7 @@ def open_source(
     return ConvertSource(folder, tuple(map(_without_split, opened)), richest, dropped)
 
 
-def _open_all(folder: Path, splits: Sequence[str], options: Mapping[str, Any], *, must: bool) -> list[DataSet]:
+def _open_all(folder: Path | str, splits: Sequence[str], options: Mapping[str, Any], *, must: bool) -> list[DataSet]:
     opened: dict[str, DataSet] = {}
     missing: NoSplit | None = None
     for split in reversed(splits):  # a val that was borrowed from test then counts as test
@@ -93,7 +93,7 @@ def _open_all(folder: Path, splits: Sequence[str], options: Mapping[str, Any], *
     return [opened[split] for split in dict.fromkeys(splits) if split in opened]
 
 
-def _refuse_other_kinds(folder: Path, opened: Sequence[DataSet]) -> None:
+def _refuse_other_kinds(folder: Path | str, opened: Sequence[DataSet]) -> None:
     first = opened[0]
     for data in opened[1:]:
         if data.task != first.task:

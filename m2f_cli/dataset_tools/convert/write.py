@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import cv2
 
-from ...data.records import Record, check_size
+from ...data.records import PackedImage, Record, check_size
 from ...errors import ConfigError, DataError
 from ...runtime.files import SUFFIXES, Distinct, safe_name, writing_to
 from ...runtime.locks import clear_staged, staged
@@ -57,8 +57,13 @@ class WriteImage:
     recast: Recast
     link: bool
 
-    def __call__(self, items: Sequence[tuple[Record, Place]]) -> list[ConvertOutcome]:
-        return [self._write(record, place) for record, place in items]
+    def __call__(self, chunk: tuple[int, Sequence[tuple[Record, Place]]]) -> list[ConvertOutcome]:
+        number, items = chunk
+        outcomes = [self._write(record, place) for record, place in items]
+        written = [place for (_, place), each in zip(items, outcomes, strict=True) if each.failure is None]
+        if self.writer.images_per_file is not None and written:
+            self.writer.bundle(self.root, number, written)
+        return outcomes
 
     def _write(self, record: Record, place: Place) -> ConvertOutcome:
         target = self.root / self.writer.image(place)
@@ -73,7 +78,9 @@ class WriteImage:
         except DataError as error:
             return ConvertOutcome(record.name, failure=str(error))
         target.parent.mkdir(parents=True, exist_ok=True)
-        if record.image is None:
+        if isinstance(record.read_image, PackedImage):
+            target.write_bytes(record.read_image.content())
+        elif record.image is None:
             save_png(target, pixels_HW3)
         elif self.link:
             target.symlink_to(record.image.resolve())
@@ -165,8 +172,8 @@ def _outcomes(
     items: Iterable[tuple[Record, Place]], write: WriteImage, pool: Executor | None, workers: int
 ) -> Iterator[ConvertOutcome]:
     """Write all images in order, with a limited number of chunks waiting at a time."""
-    rest, size = iter(items), 1 if pool is None else _CHUNK
-    chunks = iter(lambda: list(islice(rest, size)), [])
+    rest, size = iter(items), write.writer.images_per_file or (1 if pool is None else _CHUNK)
+    chunks = enumerate(iter(lambda: list(islice(rest, size)), []))
     return chain.from_iterable(in_order(pool, write, chunks, _AHEAD * workers))
 
 
@@ -201,6 +208,8 @@ def _placed(records: Sequence[Record], split: str, writer: Writer) -> list[tuple
 
 
 def _suffix(record: Record) -> str:
+    if isinstance(record.read_image, PackedImage):
+        return record.read_image.suffix
     return ".png" if record.image is None else record.image.suffix
 
 

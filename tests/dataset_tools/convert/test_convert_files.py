@@ -222,6 +222,8 @@ def test_processes_write_the_same_files(tmp_path):
 class _Killed:
     """A writer whose process is killed, as by the memory's guard."""
 
+    images_per_file = None
+
     def annotate(self, root, place, annotation):
         os._exit(9)
 
