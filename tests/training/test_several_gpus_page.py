@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,13 @@ def commands() -> list[list[str]]:
     """Words of each command, from the launcher on."""
     lines = [line for kind, text in BLOCKS if kind != "yaml" for line in text.replace("\\\n", " ").splitlines()]
     found = [shlex.split(line) for line in lines if "m2f" in line and not line.startswith("#")]
-    jobs = [yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml"]
-    return found + [c["command"] for job in jobs for c in job["spec"]["template"]["spec"]["containers"]]
+    return found + [c["command"] for job in documents("Job") for c in job["spec"]["template"]["spec"]["containers"]]
+
+
+def documents(kind: str) -> list[dict]:
+    """Objects of Kubernetes of one kind, in the order of the page."""
+    found = [each for block, text in BLOCKS if block == "yaml" for each in yaml.safe_load_all(text)]
+    return [each for each in found if each["kind"] == kind]
 
 
 @pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words[:4]))
@@ -38,10 +45,49 @@ def test_torchrun_knows_its_options(words):
 
 
 def test_the_page_has_a_line_for_each_place():
-    assert len(commands()) == 7
-    job = next(yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml")
+    assert len(commands()) == 8 and len(documents("Job")) == 2
+
+
+@pytest.mark.parametrize("job", documents("Job"), ids=["one machine", "several machines"])
+def test_a_job_of_kubernetes_has_its_fields(job):
     pod = job["spec"]["template"]["spec"]
-    assert job["apiVersion"] == "batch/v1" and job["kind"] == "Job" and pod["restartPolicy"] == "Never"
-    mounted = {each["name"] for each in pod["containers"][0]["volumeMounts"]}
+    [container] = pod["containers"]
+    assert job["apiVersion"] == "batch/v1" and pod["restartPolicy"] == "Never" and job["spec"]["backoffLimit"] > 0
+    mounted = {each["name"] for each in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
-    assert pod["containers"][0]["env"][0]["name"] == "M2F_JOB"
+    assert "memory" in mounted, "processes share tensors in /dev/shm, which has 64 MB otherwise"
+    names = {each["name"]: each for each in container["env"]}
+    uid = names["M2F_JOB"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert uid == "metadata.labels['batch.kubernetes.io/controller-uid']", "the same in each pod of a job"
+    words = container["command"]
+    assert all(isinstance(word, str) for word in words)
+    count = words[words.index("--nproc-per-node" if "torchrun" in words else "--devices") + 1]
+    assert int(count) == container["resources"]["limits"]["nvidia.com/gpu"]
+
+
+def test_pods_of_several_machines_find_each_other():
+    job, [service] = documents("Job")[1], documents("Service")
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    words = pod["containers"][0]["command"]
+    options = dict(itertools.pairwise(words))
+    assert spec["completionMode"] == "Indexed"
+    assert spec["completions"] == spec["parallelism"] == int(options["--nnodes"])
+    assert pod["subdomain"] == service["metadata"]["name"] and service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
+    host, port = options["--rdzv-endpoint"].split(":")
+    assert host == f"{job['metadata']['name']}-0.{pod['subdomain']}" and port.isdecimal()
+    assert options["--rdzv-id"] == "$(M2F_JOB)" and options["--rdzv-backend"] == "c10d"
+    named = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
+    assert named["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1" and "M2F_JOB" in named
+
+
+def test_the_script_of_slurm_is_one():
+    [script] = [text for kind, text in BLOCKS if kind == "sh"]
+    done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stderr) == (0, "") and script.startswith("#!/bin/bash\n#SBATCH ")
+    asked = dict(re.findall(r"--([\w-]+)=(\S+)", "".join(re.findall(r"^#SBATCH (.*)$", script, re.M))))
+    [words] = [words for words in commands() if words[0] == "srun"]
+    options = dict(itertools.pairwise(words))
+    assert asked["nodes"] == options["--nnodes"] and asked["gpus-per-node"] == options["--nproc-per-node"]
+    assert asked["ntasks-per-node"] == "1", "torchrun starts the processes of a machine"
+    assert options["--rdzv-id"] == "$SLURM_JOB_ID" and options["--rdzv-endpoint"] == "$first:29500"
