@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ELSEWHERE = {  # pages whose blocks another test runs
     "docs/development/adding.md",  # tests/test_adding.py
+    "docs/guides/at-scale.md",  # tests/cluster/test_guide.py
     "docs/reference/api.md",  # tests/test_public_api.py
 }
 PAGES = {
@@ -268,7 +269,8 @@ def test_the_test_command_is_what_ci_runs():
 LINES = sorted(
     {
         line
-        for page in RUN.values()
+        for name, page in PAGES.items()
+        if name in RUN or "/guides/" in name
         for kind in ("bash", "text", "")
         for block in blocks(kind, page)
         for line in re.findall(r"\bm2f(?: |$).*", re.sub(r"\\\n\s*", " ", block).replace("python -m m2f_cli", "m2f"))

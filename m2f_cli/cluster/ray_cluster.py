@@ -39,8 +39,9 @@ def connected(address: str | None = None) -> Iterator[Any]:
     try:
         _reach(address)
         own = {"include_dashboard": False} if address == "local" else {}
-        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
-    except (OSError, RuntimeError, ValueError) as error:
+        with _without_stderr():
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
+    except Exception as error:  # Ray raises a bare one where a node does not start in time
         raise _not_connected(address, error) from error
     try:
         _check_versions(ray)
@@ -58,6 +59,19 @@ def _ray() -> Any:
     return ray
 
 
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Pass over what is written to stderr: Ray's native part tells its level of logging there. Errors are raised."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _reach(address: str) -> None:
     """Open a connection to an address "host:port", because Ray would try for many minutes.
 
@@ -73,6 +87,9 @@ def _not_connected(address: str, error: Exception) -> ConfigError:
     reason = " ".join(str(error).split())
     if "ersion mismatch" in reason:
         return ConfigError(f"The Ray cluster has other versions: {reason}", hint="Install the same on all machines.")
+    if address == "local":
+        hint = "Try again when the machine has less to do; --skip-existing goes on."
+        return ConfigError(f"Ray does not start on this machine: {reason[:300].rstrip('.')}.", hint=hint)
     return ConfigError(
         f"The Ray cluster at {address} cannot be reached: {reason[:300].rstrip('.')}.",
         hint="See `ray status`; without --ray-address, Ray runs on this machine alone.",

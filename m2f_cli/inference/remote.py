@@ -242,14 +242,21 @@ def upload(folder: Path, uri: str, names: Sequence[str]) -> None:
         uri: URI of the folder in a store.
         names: relative names of the files.
 
+    Two processes of a cluster may do the same image: they write the same bytes to the same place. A file that is gone
+    here was uploaded by the other one.
+
     Raises:
-        DataError: the store does not take one.
+        DataError: the store does not take one, or it is neither here nor there.
     """
     for name in names:
         path = folder / name
-        files.write(f"{uri}/{name}", path)
+        try:
+            files.write(f"{uri}/{name}", path)
+        except files.MissingObject:
+            if not files.exists(f"{uri}/{name}"):
+                raise
         with writing_to(path):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _segment(number: int) -> str:

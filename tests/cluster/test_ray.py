@@ -129,6 +129,19 @@ def test_an_address_where_no_cluster_is_fails_at_once(monkeypatch):
         pass
 
 
+def test_a_cluster_of_this_machine_that_does_not_start_in_time(monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'm2f-cli[ray]'")
+
+    def late(*_, **options):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test may have a cluster
+    monkeypatch.setattr(ray, "init", late)
+    says = r"^Ray does not start on this machine: The current node timed out"
+    with pytest.raises(ConfigError, match=says), ray_cluster.connected("local"):
+        pass
+
+
 @pytest.mark.parametrize(
     ("found", "says"),
     [

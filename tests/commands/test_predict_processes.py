@@ -14,6 +14,7 @@ from helpers.folders import tree_without_times
 from helpers.parts import tiny_config
 from helpers.small_segmenter import NAMES, random_image, write_model
 from PIL import Image
+from storage.s3_server import s3_server, settings
 
 from m2f_cli import cli
 from m2f_cli.config import presets
@@ -92,6 +93,51 @@ def test_a_cluster_goes_on_after_its_driver_was_killed(folder):
     found, expected = tree_without_times(folder / "ray"), tree_without_times(folder / "one")
     assert found.pop(".predict.jsonl") and expected.pop(".predict.jsonl")
     assert found == expected
+
+
+@pytest.fixture
+def store(folder, monkeypatch):
+    """A store with the images of the folder at s3://store/in."""
+    with s3_server() as address:
+        for name, value in settings(address).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("M2F_HOME", str(folder / "home"))
+        fsspec = pytest.importorskip("fsspec", reason="needs fsspec (extra test)")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        store = fsspec.filesystem("s3", use_listings_cache=False, client_kwargs={"endpoint_url": address})
+        store.mkdir("store")
+        store.put(str(folder / "in"), "store/in", recursive=True)
+        yield store
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["devices", "torchrun", "ray"])
+def test_shards_in_a_store_are_those_of_one_process(folder, store, engine):
+    """Images come from the store, and each format writes there: files of images, shared files and shards."""
+    formats = "label-png,parquet,webdataset,coco-panoptic-shards"  # beside those of PREDICT
+    command = [*PREDICT, "--save", formats, "--shard-size", "3", "--json"]
+    command[1] = "s3://store/in/"
+    assert cli.run([*command, "--out", "s3://store/one"]) == 3
+    command += ["--out", "s3://store/many"]
+    if engine == "torchrun":
+        done = torchrun(folder, command)
+    else:
+        if engine == "ray":
+            pytest.importorskip("ray", reason="Ray is not installed: pip install 'm2f-cli[ray]'")
+        command += {"devices": ["--devices", "cpu:2"], "ray": ["--on", "ray", "--ray-address", "local"]}[engine]
+        command = [sys.executable, "-m", "m2f_cli", *command]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == (0 if engine == "torchrun" else 3), done.stderr[-3000:]
+    assert not [line for line in done.stderr.splitlines() if "logging.cc" in line]
+    found = {}
+    for name in ("one", "many"):
+        store.get(f"store/{name}", str(folder / name), recursive=True)
+        own = tree_without_times(folder / name)
+        found[name] = {path: content for path, content in own.items() if not path.startswith(".predict/")}
+    assert len(found["one"]) == 3 * COUNT + 3 * 4 + 3  # of each image, of each shard, and of all
+    assert found["many"] == found["one"]
+    assert not [path for path in (folder / "home").rglob("*.*") if "staging" in path.parts]
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-import socket
 import threading
 
 import pytest
 from helpers.fake_segmenter import FakeSegmenter, scene
 from PIL import Image
+from storage.door import Door, without_writing
 from storage.s3_server import s3_server, settings
 
 from m2f_cli import cli
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.inference import load
 from m2f_cli.inference.predict import predict as predict_all
-from m2f_cli.inference.remote import RemoteFolder
+from m2f_cli.inference.remote import RemoteFolder, upload
 from m2f_cli.inference.sources import RUN_MARK, expand
 from m2f_cli.storage import files
 
@@ -26,54 +25,6 @@ fsspec = pytest.importorskip("fsspec", reason="needs fsspec (extra test)")
 
 COUNT = 7
 FORMATS = ["parquet", "webdataset", "coco-panoptic-shards", "coco-panoptic", "label-png"]
-
-
-class Door:
-    """Loopback port that leads to another one, and refuses everybody while it is shut."""
-
-    def __init__(self, address):
-        self.target = ("127.0.0.1", int(address.rpartition(":")[2]))
-        self.is_shut = False
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.open: list[socket.socket] = []
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self):
-        while True:
-            try:
-                guest, _ = self.listener.accept()
-            except OSError:
-                return
-            if self.is_shut:
-                guest.close()
-                continue
-            inner = socket.create_connection(self.target)
-            for each in (guest, inner):
-                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.open += [guest, inner]
-            for one, other in ((guest, inner), (inner, guest)):
-                threading.Thread(target=self.carry, args=(one, other), daemon=True).start()
-
-    def carry(self, one, other):
-        try:
-            while data := one.recv(1 << 16):
-                other.sendall(data)
-        except OSError:
-            pass
-        finally:
-            for each in (one, other):
-                with contextlib.suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)  # wakes the thread of the other direction, which `close` does not
-                each.close()
-
-    def shut(self):
-        """Refuse everybody, and cut what is going on."""
-        self.is_shut = True
-        for each in self.open:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        self.open = []
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +175,29 @@ def test_a_store_that_stays_away_ends_the_run_and_it_goes_on_later(folder, uri, 
     assert stored(uri) == whole
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (400, "ExpiredToken", "its credentials have expired or are not accepted. Renew them"),
+        (403, "AccessDenied", "permission is denied. Ask its owner"),
+        (403, "QuotaExceeded", "permission is denied. Ask its owner"),
+        (507, "InsufficientStorage", r"the server says 507( InsufficientStorage)? \(\d times\). Try again later"),
+    ],
+)
+def test_a_store_that_takes_nothing_is_one_sentence(folder, uri, door, whole, monkeypatch, status, code, says):
+    monkeypatch.setenv("M2F_STORAGE_RETRY", "0.5")
+    with without_writing(door.address, status, code) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        with pytest.raises(DataError, match=rf"^s3://\S+/out/\S+ cannot be written: {says}") as caught:
+            predict(folder, uri)
+        assert "verysecretkey" not in str(caught.value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", door.address)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    predict(folder, uri, skip_existing=True)
+    assert stored(uri) == whole
+
+
 def test_what_is_finished_is_skipped(folder, uri, whole):
     predict(folder, uri)
     segmenter = FakeSegmenter()
@@ -282,6 +256,16 @@ def test_a_missing_or_damaged_segment_is_named(folder, uri):
         predict(folder, uri, formats=["parquet"], skip_existing=True)
     assert predict(folder, uri, formats=["parquet"], overwrite=True).done == COUNT - 1
     assert len(journal(uri)) == 1 + COUNT
+
+
+def test_a_file_that_another_process_has_uploaded_is_done(folder, uri):
+    """Two processes of a cluster may do the same image, after one of them seemed to be lost."""
+    (folder / "a.png").write_bytes(b"content")
+    upload(folder, uri, ["a.png"])
+    upload(folder, uri, ["a.png"])
+    assert files.read(f"{uri}/a.png") == b"content" and not (folder / "a.png").exists()
+    with pytest.raises(DataError, match="b.png"):
+        upload(folder, uri, ["b.png"])
 
 
 def test_a_second_process_that_writes_there_is_noticed(folder, uri):
