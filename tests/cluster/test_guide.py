@@ -15,9 +15,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "guides" / "at-scale.md").read_text(encoding="utf-8")
-ONE = """alone=${predict%% --out*}
-m2f --threads 1 ${alone#m2f } --out s3://store/one
-"""
+[MANY] = re.search(r"m2f( predict .*)table --on ray", PAGE.replace("\\\n", " ")).groups()
 COMPARED = """
 import fsspec
 store = fsspec.filesystem("s3")
@@ -37,7 +35,7 @@ def test_the_blocks_of_the_guide_run_and_give_the_bytes_of_one_process(tmp_path)
         pytest.importorskip(package, reason=f"needs {package}")
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     parts = [text if kind == "bash" else f"python - <<'END'\n{text}END\n" for kind, text in blocks]
-    parts += [ONE, f"python - <<'END'{COMPARED}END\n"]
+    parts += [f"m2f --threads 1 {MANY}one", f"python - <<'END'{COMPARED}END\n"]
     script = "\n".join(["set -e", "trap 'kill $(jobs -p)' EXIT", *parts])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
