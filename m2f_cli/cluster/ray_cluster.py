@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +30,7 @@ def connected(address: str | None = None) -> Iterator[Any]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # m2f contacts nothing but the cluster
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of what Ray Data does itself
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of how Ray Data makes actors
     ray = _ray()
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
@@ -39,7 +40,7 @@ def connected(address: str | None = None) -> Iterator[Any]:
     try:
         _reach(address)
         own = {"include_dashboard": False} if address == "local" else {}
-        with _without_stderr():
+        with _without_level():
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
     except Exception as error:  # Ray raises a bare one where a node does not start in time
         raise _not_connected(address, error) from error
@@ -60,16 +61,20 @@ def _ray() -> Any:
 
 
 @contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Pass over what is written to stderr: Ray's native part tells its level of logging there. Errors are raised."""
+def _without_level() -> Iterator[None]:
+    """Leave out the line in which Ray's native part tells its level of logging; all else on stderr comes at the end."""
     kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    with tempfile.TemporaryFile() as told:
+        try:
+            os.dup2(told.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            told.seek(0)
+            for line in told:
+                if b"Set ray log level from environment variable" not in line:
+                    os.write(kept, line)
+            os.close(kept)
 
 
 def _reach(address: str) -> None:

@@ -491,7 +491,9 @@ def _tar_files(file: ArchiveFile) -> list[tuple[str, _TarMember]]:
         file.open("rb") as opened,
         tarfile.open(fileobj=opened, mode="r:") as archive,
     ):
-        return list(_tar_members(file, archive))
+        found = list(_tar_members(file, archive))
+        _refuse_no_end(opened, archive.offset)
+        return found
 
 
 def _tar_members(file: ArchiveFile, archive: tarfile.TarFile) -> Iterator[tuple[str, _TarMember]]:
@@ -506,6 +508,23 @@ def _tar_members(file: ArchiveFile, archive: tarfile.TarFile) -> Iterator[tuple[
             if member.offset_data + member.size > size:
                 raise EOFError("it is cut off")
             yield member.name.removeprefix("./"), _TarMember(member.offset_data, member.size)
+
+
+def _refuse_no_end(opened: Any, at: int) -> None:
+    """Refuse a tar that does not end with a block of zeros. Python takes one that is cut off there as whole.
+
+    Args:
+        at: place of the first block that is no header.
+
+    Raises:
+        EOFError: it is cut off there, or a header is damaged.
+    """
+    opened.seek(at)
+    block = opened.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise EOFError("it is cut off, or was never finished")
+    if any(block):
+        raise EOFError(f"the header at byte {at:,} is damaged")
 
 
 def _plain(names: Iterable[str], suffix: str | tuple[str, ...]) -> list[str]:

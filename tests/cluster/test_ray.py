@@ -142,6 +142,21 @@ def test_a_cluster_of_this_machine_that_does_not_start_in_time(monkeypatch):
         pass
 
 
+def test_what_ray_tells_while_it_starts_is_not_lost(monkeypatch, capfd):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'm2f-cli[ray]'")
+
+    def crash(*_, **options):
+        os.write(2, b"[I 1] logging.cc:303: Set ray log level from environment variable RAY_BACKEND_LOG_LEVEL to 3\n")
+        os.write(2, b"[E 1] no space in /dev/shm\n")
+        raise RuntimeError("a node died")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test may have a cluster
+    monkeypatch.setattr(ray, "init", crash)
+    with pytest.raises(ConfigError, match="a node died"), ray_cluster.connected("local"):
+        pass
+    assert capfd.readouterr().err == "[E 1] no space in /dev/shm\n"
+
+
 @pytest.mark.parametrize(
     ("found", "says"),
     [

@@ -118,6 +118,14 @@ def test_archives_that_are_not_to_be_trusted(here):
     (here / "cut.tar").write_bytes(cut[:1000])
     with pytest.raises(DataError, match="no zip or tar file that can be read"):
         values("cut.tar")
+    whole = tarred({f"{number}.png": picture(number) for number in range(3)}, here / "whole.tar").read_bytes()
+    for length in range(64, 3 * 1024, 64):  # also between two files, where Python's reader sees an end
+        (here / "cut.tar").write_bytes(whole[:length])
+        with pytest.raises(DataError, match=r"cut\.tar is no zip or tar file that can be read.*half a download"):
+            values("cut.tar")
+    (here / "cut.tar").write_bytes(whole[:1024] + b"x" + whole[1025:])
+    with pytest.raises(DataError, match="the header at byte 1,024 is damaged"):
+        values("cut.tar")
     (here / "x.tgz").write_bytes(b"\x1f\x8b" + bytes(50))
     with pytest.raises(DataError, match="compressed as a whole"):
         values("x.tgz")

@@ -35,7 +35,7 @@ def items(text: str) -> Iterator[StoredItem]:
 
     Raises:
         MissingDependency: pyarrow is not installed.
-        DataError: the file cannot be read, or has no column of images.
+        DataError: the file cannot be read, has no column of images, or was written while its rows were read.
     """
     address, options = split_options(text, OPTIONS)
     where = files.shown(address)
@@ -66,6 +66,7 @@ def items(text: str) -> Iterator[StoredItem]:
                     row=number,
                     expected=expected,
                 )
+    files.refuse_changed(address, expected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,9 @@ def _group(address: str, column: str, group: int, expected: Info | None) -> Any:
         hint = "Write it with fewer rows in a group; a small file that claims this may be a decompression bomb."
         raise DataError(f"{where} claims {claimed:,} bytes of images; {most:,} are allowed.", hint=hint)
     table = _opened(address, read_dictionary=[each.path_in_schema for each in chunks])
-    return table.read_row_group(group, columns=[column])[column]
+    found = table.read_row_group(group, columns=[column])[column]
+    files.refuse_changed(address, expected)  # it is read in parts, which may be of two versions
+    return found
 
 
 def _opened(address: str, **options: Any) -> Any:
