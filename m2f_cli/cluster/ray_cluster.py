@@ -14,6 +14,7 @@ from ..errors import ConfigError, M2FError, MissingDependency
 
 CHECKED = ("m2f_cli.version", "ray")  # modules whose versions must be those of this process, and that of PyTorch
 PROBE_SECONDS, REACH_SECONDS = 120, 10
+LEVEL, NO_TOKEN = b"Set ray log level from environment variable", b"InvalidAuthToken"  # in lines of Ray's native part
 
 
 @contextmanager
@@ -26,7 +27,8 @@ def connected(address: str | None = None) -> Iterator[Any]:
 
     Raises:
         MissingDependency: Ray is not installed.
-        ConfigError: the cluster cannot be reached, or has other versions of Ray, Python, PyTorch or m2f.
+        ConfigError: the cluster cannot be reached, wants another token, or has other versions of Ray, Python, PyTorch
+            or m2f.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # m2f contacts nothing but the cluster
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
@@ -36,14 +38,16 @@ def connected(address: str | None = None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    address, told = address or os.environ.get("RAY_ADDRESS") or "local", bytearray()
     try:
         _reach(address)
         own = {"include_dashboard": False} if address == "local" else {}
-        with _without_level():
+        with _collected(told):
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
     except Exception as error:  # Ray raises a bare one where a node does not start in time
-        raise _not_connected(address, error) from error
+        raise _no_token(address) if NO_TOKEN in told else _not_connected(address, error) from error
+    finally:
+        _pass_on(told)
     try:
         _check_versions(ray)
         yield ray
@@ -61,20 +65,25 @@ def _ray() -> Any:
 
 
 @contextmanager
-def _without_level() -> Iterator[None]:
-    """Leave out the line in which Ray's native part tells its level of logging; all else on stderr comes at the end."""
+def _collected(told: bytearray) -> Iterator[None]:
+    """Put what is written to stderr into `told`, also by native code."""
     kept = os.dup(2)
-    with tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryFile() as file:
         try:
-            os.dup2(told.fileno(), 2)
+            os.dup2(file.fileno(), 2)
             yield
         finally:
             os.dup2(kept, 2)
-            told.seek(0)
-            for line in told:
-                if b"Set ray log level from environment variable" not in line:
-                    os.write(kept, line)
             os.close(kept)
+            file.seek(0)
+            told += file.read()
+
+
+def _pass_on(told: bytearray) -> None:
+    """Write to stderr what Ray told while it started, but not its level of logging, and a refusal once more."""
+    for line in told.splitlines(keepends=True):
+        if LEVEL not in line and NO_TOKEN not in line:
+            os.write(2, line)
 
 
 def _reach(address: str) -> None:
@@ -86,6 +95,11 @@ def _reach(address: str) -> None:
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+
+
+def _no_token(address: str) -> ConfigError:
+    hint = "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray get-auth-token` says on its head node."
+    return ConfigError(f"The Ray cluster at {address} wants a token, and this process has none or another.", hint=hint)
 
 
 def _not_connected(address: str, error: Exception) -> ConfigError:

@@ -13,6 +13,7 @@ from storage.door import Door, without_writing
 from storage.s3_server import s3_server, settings
 
 from m2f_cli import cli
+from m2f_cli.cluster.processes import Processes
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.inference import load
 from m2f_cli.inference.predict import predict as predict_all
@@ -196,6 +197,16 @@ def test_a_store_that_takes_nothing_is_one_sentence(folder, uri, door, whole, mo
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     predict(folder, uri, skip_existing=True)
     assert stored(uri) == whole
+
+
+def test_a_store_that_takes_nothing_from_another_process_is_one_sentence(folder, uri, door, monkeypatch):
+    monkeypatch.setenv("M2F_STORAGE_RETRY", "0.5")
+    with without_writing(door.address, 507, "InsufficientStorage") as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        with pytest.raises(DataError, match=r"^s3://\S+/out/\S+ cannot be written: the server says 507"):
+            predict(folder, uri, formats=["label-png"], streamer=Processes([("cpu", FakeSegmenter)]))
+    assert list(files.find(uri)) == []
 
 
 def test_what_is_finished_is_skipped(folder, uri, whole):

@@ -1,4 +1,4 @@
-"""Doors before a store on loopback: one that a test can shut for a while, and one where nobody may write."""
+"""Doors before a store on loopback: one that a test can shut for a while, and some where nobody may write, or read."""
 
 from __future__ import annotations
 
@@ -57,41 +57,60 @@ class Door:
         self.open = []
 
 
-@contextlib.contextmanager
-def without_writing(address, status, code):
-    """Yield the address of a store that answers every writing with an error, and leads all else to another store."""
-    body = f"<Error><Code>{code}</Code><Message>of verysecretkey</Message></Error>".encode()
+class Refusing(BaseHTTPRequestHandler):
+    """Answers everything with `server.status` and an error of S3 that has a secret in its message."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    protocol_version = "HTTP/1.1"
 
-        def do_PUT(self):
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.answer(status, {}, body)
+    def refuse(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = f"<Error><Code>{self.server.code}</Code><Message>of verysecretkey</Message></Error>".encode()
+        self.answer(self.server.status, {}, body)
 
-        def do_GET(self):
-            inner = http.client.HTTPConnection(address.removeprefix("http://"))
-            inner.request(self.command, self.path, headers=dict(self.headers))
-            found = inner.getresponse()
-            self.answer(found.status, dict(found.headers), found.read())
-            inner.close()
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = refuse
 
-        do_HEAD = do_GET
-
-        def answer(self, status, headers, content):
-            self.send_response(status)
-            for name, value in headers.items():
-                if name.lower() not in ("content-length", "connection", "server", "date"):
-                    self.send_header(name, value)
-            length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(content))
-            self.send_header("Content-Length", length)
-            self.end_headers()
+    def answer(self, status, headers, content):
+        self.send_response(status)
+        for name, value in headers.items():
+            if name.lower() not in ("content-length", "connection", "server", "date"):
+                self.send_header(name, value)
+        length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(content))
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        if self.command != "HEAD":
             self.wfile.write(content)
 
-        def log_message(self, *_):
-            pass
+    def log_message(self, *_):
+        pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+class WithoutWriting(Refusing):
+    """Refuses to write, and leads all else to `server.target`."""
+
+    def do_GET(self):
+        inner = http.client.HTTPConnection(self.server.target.removeprefix("http://"))
+        inner.request(self.command, self.path, headers=dict(self.headers))
+        found = inner.getresponse()
+        self.answer(found.status, dict(found.headers), found.read())
+        inner.close()
+
+    do_HEAD = do_GET
+
+
+def refusing(status, code):
+    """Yield the address of a store that refuses everything."""
+    return _serving(Refusing, None, status, code)
+
+
+def without_writing(address, status, code):
+    """Yield the address of a store that refuses to write, and leads all else to the store at `address`."""
+    return _serving(WithoutWriting, address, status, code)
+
+
+@contextlib.contextmanager
+def _serving(handler, target, status, code):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.target, server.status, server.code = target, status, code
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
+from storage.door import refusing
 from storage.s3_server import s3_server, settings
 from storage.web_server import cut_off, hung_up, served, shorter_than_said
 
@@ -117,6 +120,43 @@ def test_what_credentials_do_not_allow_is_said_without_them(pretender, fault, me
     with pytest.raises(DataError, match=message) as caught:
         files.read("s3://photos/a")
     assert "verysecretkey" not in str(caught.value) and "AKIDTEST" not in str(caught.value)
+
+
+ACTIONS = {
+    "read": lambda: files.read("s3://photos/a"),
+    "listed": lambda: list(files.find("s3://photos/day/")),
+    "written": lambda: files.write("s3://photos/a", b""),
+    "removed": lambda: files.remove("s3://photos/a"),
+}
+
+
+@pytest.mark.parametrize("verb", ACTIONS)
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (403, "AccessDenied", "permission is denied. Ask its owner for access, or check the credentials."),
+        (400, "ExpiredToken", "its credentials have expired or are not accepted. Renew them"),
+    ],
+)
+def test_a_bucket_where_nothing_is_allowed(monkeypatch, verb, status, code, says):
+    with refusing(status, code) as address:
+        for name, value in settings(address).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(DataError, match=rf"^s3://photos/\S+ cannot be {verb}: {says}") as caught:
+            ACTIONS[verb]()
+    assert "verysecretkey" not in str(caught.value)
+
+
+@pytest.mark.parametrize("verb", ["listed", "written"])
+def test_a_store_where_nobody_answers(monkeypatch, verb):
+    monkeypatch.setenv("M2F_STORAGE_RETRY", "0.3")
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        address = f"http://127.0.0.1:{gone.getsockname()[1]}"
+    for name, value in settings(address).items():
+        monkeypatch.setenv(name, value)
+    says = r"the connection is refused( \(\d+ times\))?\. Check the address and the network"
+    with pytest.raises(DataError, match=rf"^s3://photos/\S+ cannot be {verb}: {says}"):
+        ACTIONS[verb]()
 
 
 def test_no_credentials_at_all(pretender, monkeypatch):

@@ -427,6 +427,55 @@ def test_archives_and_tables_in_a_store(here, bucket, arrow):
         items[0].image()
 
 
+@pytest.fixture
+def swapped(bucket, monkeypatch):
+    """Puts another content at a place of the store as soon as the first part has been read from there."""
+
+    def swap(uri, content):
+        def read(address, **options):
+            found = inner(address, **options)
+            if options.get("start") is not None and address == uri and waiting:
+                files.write(uri, waiting.pop())
+            return found
+
+        waiting, inner = [content], files.read
+        monkeypatch.setattr(files, "read", read)
+        return waiting
+
+    return swap
+
+
+def noise(seed):
+    """A PNG of more than a megabyte."""
+    encoded = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (640, 640, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def test_a_shard_that_is_written_again_between_its_parts(here, bucket, swapped):
+    uri = f"{bucket}/parts/a.tar"
+    files.write(uri, tarred({f"{n}.png": noise(n) for n in range(3)}, here / "a.tar"))
+    waiting = swapped(uri, tarred({f"{n}.png": noise(9 - n) for n in range(3)}, here / "b.tar").read_bytes())
+    found = values(uri)
+    assert not waiting and len(found) == 3
+    assert all("changed: its" in said for said in found.values())
+
+
+def test_a_table_that_is_written_again_between_its_parts(here, bucket, swapped, arrow):
+    uri = f"{bucket}/parts/a.parquet"
+    files.write(uri, arrow(here / "a.parquet", [{"image": noise(n)} for n in range(3)]))
+    items = list(expand([uri]))
+    waiting = swapped(uri, arrow(here / "b.parquet", [{"image": noise(9 - n)} for n in range(3)]).read_bytes())
+    with pytest.raises(DataError, match="changed: its"):
+        items[0].image()
+    assert not waiting
+    files.write(uri, arrow(here / "a.parquet", [{"uri": f"{n}.png"} for n in range(3)]))
+    waiting = swapped(uri, arrow(here / "b.parquet", [{"uri": f"{9 - n}.png"} for n in range(3)]).read_bytes())
+    with pytest.raises(DataError, match="changed: its"):
+        list(expand([uri]))
+
+
 def test_a_list_in_a_store_names_no_file_of_this_machine(here, bucket, images):
     files.write(f"{bucket}/lists/in/a.png", picture(6))
     lines = ["in/a.png\t1", f"{images}/a.png\t2", "../a.png\t3", "C:\\a.png\t4", f"{bucket}/lists/in/a.png\t5"]
