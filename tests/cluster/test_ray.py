@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -98,48 +97,6 @@ def test_an_image_that_kills_every_process_fails_alone(ray, images, tmp_path):
     assert [each.file.name for each in summary.failed] == ["07.png", "20.png"]
     assert "3 processes of the Ray cluster were lost at this image. The memory" in summary.failed[1].message
     assert summary.done == COUNT - 2
-
-
-GREEDY = """
-import sys
-from pathlib import Path
-import psutil, ray
-from helpers.process_segmenters import greedy_on
-from m2f_cli.cluster.ray_stream import RayStream
-from m2f_cli.inference.predict import predict
-from m2f_cli.inference.sources import expand
-from helpers.fake_segmenter import FakeSegmenter
-memory = psutil.virtual_memory()
-most = (memory.total - memory.available + (2 << 30)) / memory.total
-own = {"memory_usage_threshold": most, "memory_monitor_refresh_ms": 100}
-ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False,
-         _system_config=own)
-streamer = RayStream(ray, greedy_on)
-summary = predict(FakeSegmenter(), list(expand(["in"])), None, Path("ray"), sys.argv[1:], streamer=streamer)
-print(summary.done, [failure.message for failure in summary.failed])
-ray.shutdown()
-"""
-
-
-@pytest.mark.slow
-def test_an_image_that_takes_all_memory_fails_alone(images, tmp_path):
-    """Ray kills the processes that take too much, and it would try this image for ever."""
-    psutil = pytest.importorskip("psutil", reason="needs psutil")
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'm2f-cli[ray]'")
-    if psutil.virtual_memory().available < 8 << 30:
-        pytest.skip("needs 8 GiB of free memory")
-    Image.fromarray(scene(DEADLY)).save(images / "20.png")
-    own = {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [sys.executable, "-c", GREEDY, *FORMATS]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.stdout.startswith(f"{COUNT - 2} "), done.stderr[-3000:]
-    assert done.stdout.count("3 processes of the Ray cluster were lost at this image. The memory of the process") == 1
-    run(images, tmp_path / "one")
-    found, one = tree_without_times(tmp_path / "ray"), tree_without_times(tmp_path / "one")
-    for name in one:
-        assert found.get(name) == one[name] or "20" in name or name in (RUN_MARK, "panoptic.json", "predictions.json")
 
 
 @pytest.mark.slow

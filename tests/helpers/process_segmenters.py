@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 from helpers.fake_segmenter import FakeSegmenter, scene
@@ -21,17 +20,6 @@ class Deadly(FakeSegmenter):
     def infer(self, prepared):
         if any(each.labels_HW.shape[0] == DEADLY for each in prepared):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().infer(prepared)
-
-
-class Greedy(FakeSegmenter):
-    """Takes 4 GiB in the network, at an image of the height `DEADLY`, and keeps them until it is killed."""
-
-    def infer(self, prepared):
-        if any(each.labels_HW.shape[0] == DEADLY for each in prepared):
-            taken = [b"x" * (64 << 20) for _ in range(64)]
-            time.sleep(60)
-            del taken
         return super().infer(prepared)
 
 
@@ -55,10 +43,6 @@ def fake_on(device):
 
 def deadly_on(device):
     return Deadly()
-
-
-def greedy_on(device):
-    return Greedy()
 
 
 def dying_once_on(mark, device):
