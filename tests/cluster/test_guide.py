@@ -77,7 +77,7 @@ def test_the_blocks_of_the_guide_run_and_give_the_bytes_of_one_process(tmp_path)
 def test_manifests_and_scripts_of_the_guides_can_be_parsed():
     """Nobody has started them: neither Kubernetes nor Slurm is here."""
     pages = [page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs" / "guides").glob("*.md"))]
-    titled = [found for page in pages for found in re.findall(r"^```(yaml|sh) title=.*\n(.*?)^```$", page, FLAGS)]
+    titled = [found for page in pages for found in re.findall(r"^```(yaml|sh) title=[^\n]*\n(.*?)^```$", page, FLAGS)]
     manifests = [yaml.safe_load(text) for kind, text in titled if kind == "yaml"]
     assert {manifest["kind"] for manifest in manifests} >= {"Job", "RayJob"}
     [ray] = [manifest["spec"] for manifest in manifests if manifest["kind"] == "RayJob"]
