@@ -78,7 +78,7 @@ def test_manifests_and_scripts_of_the_guides_can_be_parsed():
     """Nobody has started them: neither Kubernetes nor Slurm is here."""
     pages = [page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs" / "guides").glob("*.md"))]
     titled = [found for page in pages for found in re.findall(r"^```(yaml|sh) title=[^\n]*\n(.*?)^```$", page, FLAGS)]
-    manifests = [yaml.safe_load(text) for kind, text in titled if kind == "yaml"]
+    manifests = [each for kind, text in titled if kind == "yaml" for each in yaml.safe_load_all(text)]
     assert {manifest["kind"] for manifest in manifests} >= {"Job", "RayJob"}
     [ray] = [manifest["spec"] for manifest in manifests if manifest["kind"] == "RayJob"]
     groups = [ray["rayClusterSpec"]["headGroupSpec"], *ray["rayClusterSpec"]["workerGroupSpecs"]]
