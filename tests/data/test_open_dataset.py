@@ -20,7 +20,14 @@ from helpers.folders import (
 from m2f_cli import plugins
 from m2f_cli.data.formats.layout import spellings
 from m2f_cli.data.open_dataset import detect, open_data
+from m2f_cli.dataset_tools.convert.run import convert
 from m2f_cli.errors import ConfigError, DataError
+
+
+def shards(folder):
+    convert(coco_panoptic(folder / "source"), folder / "shards", "webdataset", splits=["val"])
+    return folder / "shards"
+
 
 MAKERS = {
     "ade20k": ade20k,
@@ -31,6 +38,7 @@ MAKERS = {
     "labelme": labelme,
     "mapillary": mapillary,
     "roboflow-coco": roboflow,
+    "webdataset": shards,
     "yolo-seg": yolo_seg,
 }
 

@@ -192,9 +192,9 @@ def test_the_story_and_the_json(small, capsys, monkeypatch):
     assert "100%" in err and "evaluating" in err and "s left" not in err  # a bar in a terminal instead of lines
 
 
-@pytest.mark.parametrize(("step", "evaluation", "count"), [(0.2, 10.0, 640), (5.0, 1.0, 200), (0.001, 0.0, 2000)])
+@pytest.mark.parametrize(("step", "evaluation", "count"), [(0.2, 10.0, 600), (5.0, 1.0, 200), (0.001, 0.0, 2000)])
 def test_as_many_steps_as_fit_into_the_time(tmp_path, monkeypatch, step, evaluation, count):
-    """158 s, less three evaluations."""
+    """150 s, less three evaluations."""
     monkeypatch.setattr(demo, "demo_config", small_config)
     measured = SimpleNamespace(step_seconds=step, evaluation_seconds=evaluation)
     monkeypatch.setattr(demo, "dry_run", lambda *_, **__: measured)
