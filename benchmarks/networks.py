@@ -27,20 +27,31 @@ EOMT = (
     " anneal: [[0.17, 0.33], [0.42, 0.58], [0.67, 0.83]]}}"
 )
 FPN = "model.pixel_decoder={name: fpn, dim: 128, mask_dim: 128, num_levels: 3}"
+FROM_NOTHING = ("--set", "train.optimizer.backbone_multiplier=1.0")
 NETWORKS = {
     "mask2former": (),
     "fast": ("--set", FPN),
-    "eomt": ("--set", EOMT, "--set", "train.optimizer.backbone_multiplier=1.0"),
-    "mask2former-random": ("--set", "train.optimizer.backbone_multiplier=1.0"),
+    "eomt": ("--set", EOMT, *FROM_NOTHING, "--set", "train.optimizer.learning_rate=0.0005"),
+    "mask2former-random": FROM_NOTHING,
 }
 PRETRAINED = ("mask2former", "fast")
-NUCLEI = (
+CROPS = (
     "train.augment=[{name: resize_choice, short_edges: [256, 288, 320, 352, 384], max_edge: 768},"
     " {name: crop, height: 128, width: 128, category_max_area: 1.0}, {name: flip, p: 0.5}]"
 )
+TILES = ("--set", "test.resize.short_edge=128", "--set", "test.resize.max_edge=256")  # a tile has the scale of a crop
+NUCLEI = (
+    "--set",
+    "train.optimizer.learning_rate=0.001",
+    "--set",
+    "model.decoder.num_queries=60",
+    "--set",
+    CROPS,
+    *TILES,
+)
 TRAININGS = {
     "camvid": ("--preset", "small-semantic", "--batch", "4", "--micro-batch", "4"),
-    "nuclei": ("--preset", "small-instance", "--batch", "8", "--micro-batch", "8", "--set", NUCLEI),
+    "nuclei": ("--preset", "small-instance", "--batch", "8", "--micro-batch", "8", *NUCLEI),
 }
 EVALUATIONS = {
     "camvid": ("--metric", "miou"),

@@ -15,7 +15,7 @@ PAGE = 4096  # bytes; a disk in memory has whole pages
 IMPORTS = 3.0  # seconds that a command line takes before it does anything
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 REFUSED = (1, 5)  # exit codes of an error while something is written; 5: an export
-STOPPED = (130, -signal.SIGTERM, -signal.SIGHUP)  # saved and told, or killed as by default
+STOPPED = (130, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)  # saved and told, or killed as by default
 Kind = Callable[[Random, Bench], Fault]
 
 
@@ -42,7 +42,7 @@ def killed_command_line(draw: Random, bench: Bench) -> Fault:
 
 
 def asked_to_end(draw: Random, bench: Bench) -> Fault:
-    number = draw.choice([signal.SIGTERM, signal.SIGHUP])
+    number = draw.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     seconds, to_group = draw.uniform(0, bench.whole.seconds), draw.random() < 0.5
     text = f"{number.name} to the {'group' if to_group else 'process'} after {seconds:.2f} s"
     return Fault(text, signal=number, to_group=to_group, seconds=seconds, codes=STOPPED)
