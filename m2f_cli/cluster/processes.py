@@ -8,7 +8,6 @@ a batch: the results are the same.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import pickle
 import threading
 import traceback
@@ -26,7 +25,7 @@ from ..errors import M2FError
 from ..inference.base import BaseSegmenter
 from ..inference.load import ModelOptions, open_model
 from ..inference.stream import Item, Job, Out, Outcomes, stream
-from ..runtime.pools import join_parent
+from ..runtime.pools import Spawning, join_parent
 from ..runtime.threads import choose_threads
 from ..structures.images import silence_pillow
 
@@ -112,7 +111,7 @@ class Processes:
         Raises:
             M2FError: a process was killed, or cannot open the model.
         """
-        context = multiprocessing.get_context("spawn")
+        context = Spawning()
         started: list[Worker] = []
         processes: list[Any] = []
         try:

@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import connection
 
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from ..config.schema import Config, InputConfig
 from ..errors import ConfigError, M2FError
+from ..runtime.signals import ends, held_back
 from ..structures.targets import Target
 from .records import DataSet, labels_of
 from .training_set import OnError, SampleIndex, TrainingSample, TrainingSet, drop_empty, is_wide
@@ -224,7 +224,7 @@ class Loader:
             pin_memory=self.pin,
             generator=torch.Generator(),
         )
-        with _held_back():  # a signal may come before a worker has begun
+        with held_back():  # a signal may come before a worker has begun
             produced = iter(loader)
         try:
             for batch in produced:
@@ -259,22 +259,6 @@ def _end_workers(produced: Iterator[Batch | M2FError]) -> None:
             worker.kill()
 
 
-@contextmanager
-def _held_back() -> Iterator[None]:
-    if not hasattr(signal, "pthread_sigmask"):  # Windows does not signal process groups
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _endings())  # processes that start inside inherit the mask
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _endings() -> set[signal.Signals]:
-    return {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
-
-
 def of_worker(error: BaseException) -> M2FError | None:
     """Return an error with one sentence for PyTorch's error about a dead worker, whenever it was noticed.
 
@@ -307,7 +291,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 def _one_thread(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism; torch sets its own threads to 1
-    for number in _endings():  # the signals reach the whole group, but only the main process decides on the end
+    for number in ends():  # the signals reach the whole group, but only the main process decides on the end
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -10,8 +10,26 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
 
 from ..errors import M2FError
+from .signals import held_back
+
+
+class _Spawned(SpawnProcess):
+    def start(self) -> None:
+        with held_back(("SIGINT",)):  # Ctrl-C while it imports modules would be a traceback; see `join_parent`
+            super().start()
+
+
+class Spawning(SpawnContext):
+    """Context of multiprocessing whose processes are left alone by Ctrl-C. Each calls `join_parent` first.
+
+    They are spawned: a fork of a process with threads of PyTorch or OpenCV can hang, and a fork server needs a socket,
+    whose name is too long in some folders for temporary files.
+    """
+
+    Process = _Spawned  # type: ignore[assignment]
 
 
 @contextmanager
@@ -25,10 +43,7 @@ def process_pool(workers: int, what: str, begin: Callable[[], None] | None = Non
     Raises:
         M2FError: a process of the pool was killed.
     """
-    # "spawn": a fork of a process with threads of PyTorch or OpenCV can hang, and a fork server needs a socket, whose
-    # name is too long in some folders for temporary files.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(begin,))
+    pool = ProcessPoolExecutor(workers, mp_context=Spawning(), initializer=_begin, initargs=(begin,))
     try:
         yield pool
     except BrokenProcessPool as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,3 +55,21 @@ def asked_to_stop() -> Iterator[Asked]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def ends(names: Sequence[str] = NAMES) -> set[signal.Signals]:
+    """Return the signals that ask a process to end, as far as this system has them."""
+    return {getattr(signal, name) for name in names if hasattr(signal, name)}
+
+
+@contextmanager
+def held_back(names: Sequence[str] = NAMES) -> Iterator[None]:
+    """Deliver these signals after the block. Processes that start inside never get them, unless they ask for it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows does not signal process groups
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends(names))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -9,6 +9,7 @@ import fcntl
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -46,6 +47,7 @@ def run(request: dict, number: int) -> int:
     mine = Injection(**request["injection"]) if number == request["broken"] else Injection()
     injector = Injector(mine, Path(request["watched"]))
     injector.install()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = cli.run(request["arguments"], process=cli.OWN_PROCESS)
     injector.is_inside = True
     if number == 0 and request["counts"]:
@@ -63,6 +65,7 @@ def forked(request: dict, number: int) -> tuple[int, int]:
         os.set_blocking(reader, False)
         return child, reader
     code = CRASHED
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in a process that has not reached Python yet
     try:
         silent = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((silent, 0), (writer, 1), (writer, 2)):

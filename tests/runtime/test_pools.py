@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -51,3 +52,35 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+from m2f_cli.runtime.pools import process_pool
+if __name__ == "__main__":
+    with process_pool(2, "works") as pool:
+        asked = pool.submit(os.getpid)
+        try:
+            print("begun", flush=True)
+            time.sleep(1000)
+        except KeyboardInterrupt:
+            print("told", asked.result() > 0, flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows does not signal process groups")
+def test_workers_that_still_import_modules_say_nothing_at_ctrl_c(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED)
+    parent = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        start_new_session=True,
+    )
+    assert parent.stdout.readline() == "begun\n"
+    os.killpg(parent.pid, signal.SIGINT)
+    said, errors = parent.communicate(timeout=60)
+    assert (said, errors, parent.returncode) == ("told True\n", "", 0)
