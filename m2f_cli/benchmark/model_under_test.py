@@ -23,6 +23,7 @@ from ..inference.sliding_window import sliding
 from ..runtime import random_state
 from ..runtime.devices import DTYPES, choose_device, choose_precision
 from ..structures.categories import load_categories
+from ..weights.readers import path_of
 from .case import DEFAULT_PRESET, Case
 
 KEPT = 18  # queries that a trained COCO model finds in a usual image
@@ -53,7 +54,7 @@ def chosen_precision(case: Case) -> Case:
     """Return the case with a number format instead of "auto": the best of its device, or fp32 for an exported file."""
     if case.precision != "auto":
         return case
-    path = None if case.model is None else Path(case.model).expanduser()
+    path = None if case.model is None else path_of(case.model)
     is_file = path is not None and path.exists() and engine_for(file_in(path)) is not None
     format = "fp32" if is_file else choose_precision("auto", choose_device(case.device))
     return replace(case, precision=format)

@@ -21,7 +21,11 @@ _LARGEST_NUMBER = 2**63
 LARGEST: dict[str, float] = {  # option of a component → its largest value; the least is 0
     "num_layers": 200,
     "depths": 500,
-    "depth": 1000,
+    "layers": 500,
+    "depth": 500,
+    "num_blocks": 200,
+    "first_block": 500,
+    "drop_path": 0.99,
     "num_heads": 1024,
     "num_points": 1024,
     "num_levels": 16,

@@ -14,6 +14,7 @@ from ..runtime.devices import Precision, choose_device, choose_precision
 from ..structures import Task
 from ..structures.categories import load_categories
 from ..weights import Progress
+from ..weights.readers import path_of
 from .base import BaseSegmenter, innermost
 from .compile import compile_parts
 from .engines import base as engines
@@ -144,7 +145,7 @@ def load(
     """
     if ref is None:
         ref = DEFAULT_MODELS[task or "panoptic"]
-    path = Path(ref).expanduser()
+    path = path_of(ref)
     is_there = path.exists() and ref not in presets.preset_names()
     if is_there and path.is_dir():
         ref = path = engines.file_in(path)

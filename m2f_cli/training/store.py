@@ -15,6 +15,7 @@ from ..errors import ConfigError, WeightsError
 from ..structures.categories import Categories
 from ..weights.checkpoint import Base
 from ..weights.low_rank import merged, plain_name, without_changes
+from ..weights.readers import path_of
 from ..weights.trained_only import base_of, left_out
 from .optimizer import frozen_tensors
 from .options import TrainOptions
@@ -38,7 +39,7 @@ class Origin:
     @classmethod
     def of(cls, kind: str, reference: str, names: tuple[str, ...]) -> Origin:
         """Return the origin for a reference as the user wrote it."""
-        path = Path(reference).expanduser()
+        path = path_of(reference)
         return cls(kind, str(path.absolute()) if path.exists() else reference, names)
 
     @classmethod

@@ -231,7 +231,7 @@ def load_alone(
         release = SOURCES[ref]
         path = download(release.url, hash_prefix=release.hash_prefix, progress=progress)
     else:
-        path = Path(ref).expanduser()
+        path = containers.path_of(ref)
     if not path.is_file() or str(ref) in config.preset_names():
         return None
     tensors = _unwrapped(containers.read(path).tensors)

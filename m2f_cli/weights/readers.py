@@ -5,6 +5,7 @@ The content of a file decides on its format, not its name (docs/methods/publishe
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -68,6 +69,20 @@ class Container:
     tensors: dict[str, Tensor]
     extra: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+def path_of(ref: str | Path) -> Path:
+    """Return the path that a reference may be, with ~ as the home folder. Nothing may be there.
+
+    Raises:
+        WeightsError: it cannot be looked up, because it is too long or a folder above it is closed.
+    """
+    path = Path(os.path.expanduser(ref))
+    try:
+        path.exists()
+    except OSError as error:
+        raise WeightsError(f"Cannot look for {str(ref)[:100]!r}: {error.strerror}.", hint="Check the path.") from error
+    return path
 
 
 def read(path: Path) -> Container:

@@ -46,7 +46,7 @@ def load(ref: str | Path, *, progress: Progress | None = None, trust_code: bool 
     text = str(ref)
     if isinstance(ref, str) and text in config.preset_names():
         return _load_preset(text, progress, trust_code)
-    path = Path(text).expanduser()
+    path = containers.path_of(text)
     if path.is_dir():
         return _load_folder(path, trust_code)
     return _load_file(path, trust_code, progress) if path.exists() else _load_repo(text, progress)
@@ -58,9 +58,9 @@ def check_reference(ref: str | Path) -> None:
     Raises:
         WeightsError: nothing has that name.
     """
-    text, is_name = str(ref), isinstance(ref, str)
+    text, is_name, path = str(ref), isinstance(ref, str), containers.path_of(ref)
     is_repo = is_name and _REPO.fullmatch(text) is not None and not _means_a_path(text)
-    if not (is_name and text in config.preset_names()) and not Path(text).expanduser().exists() and not is_repo:
+    if not (is_name and text in config.preset_names()) and not path.exists() and not is_repo:
         raise _nothing_there(text)
 
 
@@ -76,7 +76,7 @@ def _nothing_there(text: str) -> M2FError:
         error = unknown_name("model", text, config.preset_names(), error=WeightsError)
         error.hint = f"{error.hint} A file, a folder or a Hugging Face repository (organisation/name) will do, too."
         return error
-    path = Path(text).expanduser()
+    path = containers.path_of(text)
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = nearest(path.name, beside)
     if close:

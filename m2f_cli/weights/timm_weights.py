@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ..config.schema import Component
-from ..errors import MissingDependency, WeightsError
+from ..errors import WeightsError
+from ..runtime.timm_models import create_filled, imported
 from . import hub
 from . import readers as containers
 from .base_encoder import ENCODER, is_base, read_base
@@ -26,6 +27,18 @@ PARTS = ("backbone.net.", "decoder.vit.")  # where tensors of a timm model are
 # Options of backbones that are not options of timm's whole models.
 _OWN = ("out_indices", "feature_cls", "out_map", "levels", "norm", "frozen", "dim", "drop_path")
 
+# What timm raises where options or tensors make no sense.
+_MISFITS = (
+    RuntimeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+)
+
 
 def load_timm(backbone: Component, shapes: Mapping[str, Shape], progress: Progress | None) -> dict[str, Tensor]:
     """Return the weights of a timm model that `backbone` names as its `pretrained`, under m2f's names.
@@ -40,17 +53,15 @@ def load_timm(backbone: Component, shapes: Mapping[str, Shape], progress: Progre
 
     Raises:
         WeightsError: the file does not exist, or does not fit.
+        ConfigError: timm does not know the model, or an option is not one of a network.
         MissingDependency: timm is not installed.
     """
     shapes = {name: shape for name, shape in shapes.items() if name.startswith(PARTS)}
     options = {key: value for key, value in backbone.options.items() if key not in _OWN}
-    model, pretrained = str(options.pop("model")), str(options.pop("pretrained"))
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise MissingDependency("timm", f"The backbone {model!r}", "timm") from error
+    model, pretrained = str(options.pop("model", None)), str(options.pop("pretrained"))
+    timm = imported(model)
     path = _timm_release(timm.get_pretrained_cfg(model), model, progress) if pretrained == "timm" else Path(pretrained)
-    if not path.exists() and "dinov3" in model and _REPO.fullmatch(pretrained):
+    if not containers.path_of(path).exists() and "dinov3" in model and _REPO.fullmatch(pretrained):
         path = _weights_in(hub.fetch_repo(pretrained, progress=progress))
     if not path.is_file():
         raise WeightsError(
@@ -63,8 +74,8 @@ def load_timm(backbone: Component, shapes: Mapping[str, Shape], progress: Progre
     if backbone.name != "timm":
         options = {"patch_size": PATCH, **options}
     try:
-        whole = timm.create_model(model, pretrained=True, pretrained_cfg_overlay={"state_dict": tensors}, **options)
-    except (RuntimeError, KeyError) as error:
+        whole = create_filled(model, tensors, **options)
+    except _MISFITS as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(f"{path} does not fit the timm model {model!r}: {reason}") from error
     return from_whole_timm(whole.state_dict(), shapes)

@@ -51,7 +51,7 @@ def load(ref: str | Path, *, progress: Progress | None = None, trust_code: bool 
         tensors = {**_rest(checkpoint, checkpoint.base, tensors.keys(), progress, above), **tensors}
     try:
         tensors = low_rank.merged({**checkpoint.tensors, **tensors}, checkpoint.model.backbone.lora)
-    except (KeyError, ValueError, IndexError, RuntimeError, ArithmeticError) as error:
+    except ValueError as error:
         raise WeightsError(
             f"{checkpoint.source} does not hold the changes of LoRA that it describes: {error}."
         ) from error

@@ -289,7 +289,9 @@ def test_pyramid_under_a_masked_decoder_learns_and_may_have_one_width():
         ({"img_size": 100}, "img_size is 100, where a multiple of 16"),
         ({"img_size": [64, 64, 64]}, r"img_size is \[64, 64, 64\]"),
         ({"levels": [4]}, r"levels is \[4\], where numbers of blocks"),
-        ({"checkpoint_path": "x.pth"}, "would make timm read a file"),
+        ({"checkpoint_path": "x.pth"}, "'checkpoint_path' of the timm model .* is none of a network"),
+        ({"model": "hf-hub:timm/vit_small_patch16_224"}, "no timm model named"),
+        ({"device": "meta"}, "'device' of the timm model .* is none of a network"),
     ],
 )
 def test_a_senseless_vit_is_one_sentence(change, says):

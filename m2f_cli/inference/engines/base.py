@@ -30,6 +30,7 @@ from ...runtime.text import json_text
 from ...structures import Task
 from ...structures.categories import Categories, Category
 from ...version import __version__
+from ...weights.readers import path_of
 from ..base import Prepared
 from ..mask_rendering import Size
 from ..preprocess import resized_shape
@@ -229,7 +230,7 @@ def load(
         MissingDependency: the runtime of the engine is not installed.
         ConfigError: there is no such engine, device or precision, or `trust_code` is missing for a program.
     """
-    path = file_in(Path(path).expanduser())
+    path = file_in(path_of(path))
     if not path.exists():
         raise WeightsError(f"There is no file or folder {str(path)!r}.", hint="Check the path.")
     name = engine or engine_for(path)

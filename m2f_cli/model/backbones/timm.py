@@ -2,46 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError, MissingDependency, unknown_name
-
-# Options by which timm would download or unpickle files; only our own readers read weights.
-_FETCHING = ("checkpoint_path", "cache_dir", "pretrained_")
-
-
-def create(model: str, **options: Any) -> nn.Module:
-    """Make a timm model with random weights.
-
-    Args:
-        model: timm's name of it.
-        options: passed on to `timm.create_model`.
-
-    Raises:
-        MissingDependency: timm is not installed.
-        ConfigError: timm does not know the name, or an option makes timm read a file.
-    """
-    fetching = next((name for name in options if name.startswith(_FETCHING)), None)
-    if fetching is not None:
-        raise ConfigError(
-            f"The option {fetching!r} of the timm model {model!r} would make timm read a file by itself.",
-            hint="Name the weights as `pretrained`: m2f reads them without running what is in them.",
-        )
-    return imported(model).create_model(model, pretrained=False, **options)
-
-
-def imported(model: str) -> Any:
-    """Return the package timm, which knows `model`. Raises as `create`."""
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise MissingDependency("timm", f"The backbone {model!r}", "timm") from error
-    if not timm.is_model(model):
-        raise unknown_name("timm model", model, timm.list_models())
-    return timm
+from ...errors import ConfigError
+from ...runtime.timm_models import create
 
 
 class Timm(nn.Module):

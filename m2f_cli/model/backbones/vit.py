@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ...runtime.timm_models import create, imported
 from ...structures.predictions import Tokens
 from ..layers.conv import ChannelNorm, ConvNorm
 from ..layers.positions import RotaryPositions
-from .timm import create, imported
 
 PATCH = 16  # pixels; masks are predicted at a quarter of it
 _FAMILIES = ("vision_transformer", "deit", "eva", "beit")  # modules of timm whose models are plain ViTs
