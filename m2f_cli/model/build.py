@@ -89,11 +89,11 @@ def _recompute(module: nn.Module) -> None:
     module.forward = functools.partial(_recomputed, module)  # no closure: it is copied and sent with its module
 
 
-def _recomputed(module: nn.Module, *args: Any) -> Any:
+def _recomputed(module: nn.Module, *args: Any, **options: Any) -> Any:
     forward = functools.partial(type(module).forward, module)
     if not torch.is_grad_enabled():
-        return forward(*args)
-    return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False)
+        return forward(*args, **options)
+    return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **options)
 
 
 def _for_pilots(config: ModelConfig) -> dict[str, bool]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
 import sys
 from pathlib import Path
@@ -12,10 +14,14 @@ import torch.nn.functional as F
 from helpers.golden_files import read_list
 from helpers.parts import randomise, tiny_config
 from helpers.vits import DINOV2, DINOV3, eomt_config, pmt_config
+from helpers.vits import TINY as VIT
+from weights.models import CATEGORIES, config_of, network_of
 
 import m2f_cli
+from m2f_cli import weights
 from m2f_cli.config.schema import LossConfig, ModelConfig
 from m2f_cli.errors import ConfigError, M2FError, MissingDependency
+from m2f_cli.inference.load_network import load_model
 from m2f_cli.loss import make_criterion
 from m2f_cli.model import build, checkpoint_activations
 from m2f_cli.model.backbones.vit import Pyramid, TokenEncoder
@@ -88,6 +94,75 @@ def test_tokens_of_every_family_are_those_of_timm(model, num_prefix):
     torch.testing.assert_close(tokens.levels[-1], expected, atol=1e-6, rtol=1e-6)
 
 
+# Blocks that take masks and rotations in ways of their own, or that know their number.
+BLOCKS = {
+    **{name: FAMILIES[name][0] for name in ("siglip", "mae", "clip", "deit3", "eva02")},
+    "dinov3": DINOV3,
+    "without rotation": "eva_giant_patch14_224",
+    "attention by difference": "vit_dlittle_patch16_reg1_gap_256",
+    "parallel": "vit_pwee_patch16_reg1_gap_256",
+    "twice": "vit_small_patch16_18x2_224",
+    "aimv2": "aimv2_large_patch14_224",
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS.values(), ids=BLOCKS)
+@torch.no_grad()
+def test_patches_that_see_no_query_are_those_of_the_whole_vit(name):
+    """The blocks of the decoder are the last ones of timm's model, whose patches know of no queries."""
+    import timm
+
+    model = network(eomt_config(name))
+    whole = timm.create_model(
+        name, img_size=64, patch_size=16, num_classes=0, global_pool="", dynamic_img_size=True, **VIT
+    )
+    state = {key.removeprefix("backbone.net."): x for key, x in model.state_dict().items()}
+    state = {key.removeprefix("decoder.vit."): x for key, x in state.items()}
+    missing, _ = whole.eval().load_state_dict({**state, "norm.weight": state["norm.weight"]}, strict=False)
+    assert all(key.startswith(("fc_norm.", "attn_pool.")) for key in missing)
+    hidden = lambda _, args, options: (args, {**options, "attn_mask": no_query_is_seen(args[0])})  # noqa: E731
+    for block in model.decoder.blocks:
+        block.register_forward_pre_hook(hidden, with_kwargs=True)
+    ends = []
+    model.decoder.blocks[-1].register_forward_hook(lambda _, args, x_BTC: ends.append(model.decoder.norm(x_BTC)))
+    model(images(64, 96))
+    expected = whole.forward_features(images(64, 96))
+    torch.testing.assert_close(ends[0][:, 12:], expected, atol=1e-4, rtol=1e-4)
+
+
+def no_query_is_seen(x_BTC):
+    mask_11TT = torch.ones(1, 1, x_BTC.shape[1], x_BTC.shape[1], dtype=torch.bool)
+    mask_11TT[..., 12:, :12] = False
+    return mask_11TT
+
+
+@pytest.mark.parametrize("name", BLOCKS.values(), ids=BLOCKS)
+def test_masks_reach_the_blocks_of_every_kind(name):
+    model = network(eomt_config(name)).train()
+    model.decoder.predict = functools.partial(half_open, model.decoder.predict)
+    answers = []
+    for prob in (0.0, 1.0):
+        model.decoder.attn_mask_probs.fill_(prob)
+        answers.append(model(images(64, 64)).layers[-1].class_logits_BQK)
+    assert not torch.allclose(*answers, atol=1e-4)
+
+
+def half_open(predict, *args):
+    """A prediction whose masks cover the upper half of the image."""
+    output = predict(*args)
+    features_BCHW = torch.zeros_like(output.mask_features_BCHW)
+    features_BCHW[:, 0, : features_BCHW.shape[2] // 2] = 1
+    return dataclasses.replace(
+        output, mask_embeds_BQC=torch.ones_like(output.mask_embeds_BQC), mask_features_BCHW=features_BCHW
+    )
+
+
+def test_drop_path_grows_through_backbone_and_decoder():
+    model = build(eomt_config(drop_path=0.3), 5)
+    assert model.decoder.blocks[0].drop_path1.drop_prob == pytest.approx(0.1)
+    assert model.decoder.blocks[-1].drop_path2.drop_prob == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @torch.no_grad()
 def test_a_batch_equals_its_images_alone_at_any_size(config):
@@ -120,11 +195,11 @@ def test_queries_and_prefix_tokens_are_not_rotated():
     x_BTC = torch.randn(1, 12 + 5 + 24, 36, generator=torch.Generator().manual_seed(0))
     block = decoder.blocks[0]
     seen = []
-    block.register_forward_pre_hook(lambda _, args: seen.append(args))
+    block.register_forward_pre_hook(lambda _, args, options: seen.append((*args, options)), with_kwargs=True)
     tokens = Tokens([x_BTC[:, 12:]], 5, (4, 6))
     decoder(tokens)
-    x_BTC, rotation, _ = seen[0]
-    ours = block.attn(x_BTC, rotation)
+    x_BTC, options = seen[0]
+    ours = block.attn(x_BTC, options["rope"])
     block.attn.num_prefix_tokens = 12 + 5
     torch.testing.assert_close(ours, block.attn(x_BTC, decoder.rope.get_embed((4, 6))), atol=0, rtol=0)
 
@@ -265,6 +340,35 @@ def test_pyramid_is_that_of_vitdet():
     x = (x - mean) / (deviation + 1e-6).sqrt()
     x = x * state["branches.4.1.weight"][:, None, None] + state["branches.4.1.bias"][:, None, None]
     torch.testing.assert_close(maps[4], F.conv_transpose2d(F.gelu(x), *last_conv, stride=2), atol=1e-5, rtol=1e-5)
+
+
+CONVNEXT = {"model": "convnext_tiny.dinov3_lvd1689m", "depths": [1, 1, 1, 1], "dims": [8, 16, 16, 16]}
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        *({"name": "vit", "model": name, "img_size": 64, **TINY} for name, _ in FAMILIES.values()),
+        {"name": "timm", **CONVNEXT},
+    ],
+    ids=[*FAMILIES, "dinov3 convnext"],
+)
+def test_every_family_learns_and_is_the_same_when_it_is_loaded_again(tmp_path, backbone):
+    config = config_of(backbone)
+    model = network_of(config).train()
+    before = model(images(64, 64)).render().detach()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    target = Target(torch.tensor([1, 3]), masks_NHW=targets()[0].masks_NHW[..., :64])
+    losses = make_criterion(len(CATEGORIES), LOSS)(model(images(64, 64)), [target] * 2, (64, 64))
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.backbone.parameters())
+    optimizer.step()
+    weights.save(tmp_path / "a.safetensors", model.state_dict(), config, CATEGORIES)
+    loaded = load_model(tmp_path / "a.safetensors").model
+    with torch.no_grad():
+        answer = model.eval()(images(64, 64)).render()
+        torch.testing.assert_close(loaded(images(64, 64)).render(), answer, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(answer, before, atol=1e-4)
 
 
 def test_pyramid_under_a_masked_decoder_learns_and_may_have_one_width():

@@ -75,14 +75,14 @@ def masks(monkeypatch):
         queries, others = file.info["config"]["num_queries"], file.info["config"]["prefix_tokens"]
         for block in model.decoder.blocks:
 
-            def hook(_, args):
-                whole = args[-1].clone()
+            def hook(_, args, options):
+                whole = options["attn_mask"].clone()
                 part = whole[:, 0, :queries, queries + others :]
                 seen.append(part.clone())
                 part.fill_(True)
                 assert whole.all(), "only queries and patches are masked"
 
-            block.register_forward_pre_hook(hook)
+            block.register_forward_pre_hook(hook, with_kwargs=True)
         return seen
 
     return watch

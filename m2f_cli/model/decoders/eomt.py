@@ -42,7 +42,8 @@ class EoMTDecoder(QueryTokenDecoder):
         super().__init__(
             num_classes, in_dim, mask_dim, num_queries, num_blocks, anneal, anneal_power, masked_prediction
         )
-        net = make_vit(model, 2 * PATCH, depth=num_blocks, **options)
+        # of the whole depth: drop path and some kinds of attention depend on the number of a block
+        net = make_vit(model, 2 * PATCH, depth=first_block + num_blocks, **options)
         if not hasattr(net, "dynamic_img_size") or getattr(net, "rope_mixed", False):
             raise ConfigError(
                 f"Queries cannot be tokens of {model}, whose blocks have tables of positions of their own.",
@@ -54,11 +55,12 @@ class EoMTDecoder(QueryTokenDecoder):
                 hint="Name the same ViT, with the same options, as model.backbone.model and model.decoder.model.",
             )
         self.vit = nn.Module()  # blocks keep the numbers of the whole ViT
-        self.vit.blocks = nn.ModuleDict({str(first_block + i): block for i, block in enumerate(net.blocks)})
+        self.vit.blocks = nn.ModuleDict({str(i): net.blocks[i] for i in range(first_block, len(net.blocks))})
         self.vit.norm = net.norm
         self.rope = getattr(net, "rope", None)
         for block in self.blocks:
-            block.attn.num_prefix_tokens = 0  # the rotation is made for all tokens
+            if self.rope is not None:
+                block.attn.num_prefix_tokens = 0  # the rotation is made for all tokens
             block.recomputable = True
 
     def lr_depths(self) -> dict[str, int | None]:

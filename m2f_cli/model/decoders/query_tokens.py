@@ -114,14 +114,14 @@ class QueryTokenDecoder(nn.Module):
             )
         [x_BTC] = tokens.levels
         x_BTC = torch.cat([self.query_feat.weight.to(x_BTC.dtype).expand(len(x_BTC), -1, -1), x_BTC], dim=1)
-        rope = () if self.rope is None else (self._rotation(tokens),)
+        rope = {} if self.rope is None else {"rope": self._rotation(tokens)}
         outputs = []
         for i, block in enumerate(self.blocks):
             mask_B1TT = None
             if self.training or self.masked_prediction:
                 outputs.append(self.predict(x_BTC, tokens))
                 mask_B1TT = self._may_attend(outputs[-1], x_BTC.shape[1], tokens, i)
-            x_BTC = block(x_BTC, *rope, mask_B1TT)
+            x_BTC = block(x_BTC, **rope, attn_mask=mask_B1TT)
         outputs.append(self.predict(x_BTC, tokens))
         return Prediction(outputs[-1].mask_features_BCHW, outputs)
 
