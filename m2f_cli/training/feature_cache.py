@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,7 +22,7 @@ from ..data.training_set import read
 from ..data.transforms import Sample, Transform, build_transforms
 from ..errors import ConfigError
 from ..model.mask_classifier import MaskClassifier, is_frozen
-from ..runtime.files import atomic, read_file
+from ..runtime.files import atomic, open_to_read
 from ..structures.predictions import Tokens
 from ..version import __version__
 from ..weights.trained_only import digest
@@ -29,8 +31,22 @@ from .options import TrainOptions
 Features: TypeAlias = Mapping[int, Tensor] | Tokens
 DRAWS = 16  # results of a step of the augmentation that are compared, to see whether it is random
 IMAGES = 2  # with each of so many images
+LARGEST_HEADER = 100_000  # bytes of a file that are no features
 _CHANNELS_LAST = " BHWC"
 _LAYOUT = "tokens"  # (prefix tokens, rows, columns) of a file of tokens; its levels are numbered, those of maps strides
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shapes and types of the features of one image.
+
+    Attributes:
+        levels: shape (1, …) and type by stride, or of tokens by number.
+        grid: number of prefix tokens, rows and columns; empty where levels are maps.
+    """
+
+    levels: Mapping[int, tuple[tuple[int, ...], torch.dtype]]
+    grid: tuple[int, ...]
 
 
 class FeatureCache:
@@ -47,20 +63,25 @@ class FeatureCache:
     def __init__(self, folder: Path, backbone: Component):
         self.folder, self.description = folder, backbone.model_dump_json()
         self.weights: str | None = None  # hashed when it is first needed: a resumed run loads them late
+        self.layouts: dict[torch.Size, Layout] = {}
 
     @torch.compiler.disable
     def __call__(self, backbone: nn.Module, images_BCHW: Tensor) -> Features:
         """Return the features of a batch. Those of images that have no file, or a broken one, are computed."""
         if self.weights is None:
             self.weights = digest(backbone.state_dict())
+        if images_BCHW.shape[1:] not in self.layouts:  # known from one image: files may be somebody else's
+            self.layouts[images_BCHW.shape[1:]] = _layout(backbone(images_BCHW[:1]))
+        layout = self.layouts[images_BCHW.shape[1:]]
         paths = [self.folder / f"{self._key(image_CHW)}.features" for image_CHW in images_BCHW]
-        found = {i: tensors for i, path in enumerate(paths) if (tensors := read_features(path)) is not None}
+        found = {i: each for i, path in enumerate(paths) if (each := read_features(path, layout)) is not None}
         missing = [i for i in range(len(paths)) if i not in found]
         if missing:
             computed = backbone(images_BCHW if len(missing) == len(paths) else images_BCHW[missing])
             for row, i in enumerate(missing):
-                found[i] = _row(computed, row)
-                write_features(paths[i], found[i])
+                tensors = _row(computed, row)
+                found[i] = _unpacked(tensors)
+                write_features(paths[i], tensors)
         return _joined([found[i] for i in range(len(paths))], images_BCHW.device)
 
     def _key(self, image_CHW: Tensor) -> str:
@@ -79,14 +100,23 @@ def write_features(path: Path, tensors: Mapping[str, Tensor]) -> None:
         part.write_bytes(hashlib.sha256(content).digest() + content)
 
 
-def read_features(path: Path) -> dict[str, Tensor] | None:
-    """Read what `write_features` wrote; None if there is no such file, or it is broken."""
+def read_features(path: Path, layout: Layout) -> Features | None:
+    """Read the features of one image that `write_features` wrote; None if there is no such file, or it is broken.
+
+    A file is broken, too, if its features are of another layout or not finite.
+    """
+    most = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.levels.values()) + LARGEST_HEADER
     try:
-        whole = read_file(path)
+        with open_to_read(path) as file:
+            whole = file.read(most)
         checksum, content = whole[:32], whole[32:]
-        return tensors_of(content) if hashlib.sha256(content).digest() == checksum else None
-    except (OSError, SafetensorError, ValueError):
+        if hashlib.sha256(content).digest() != checksum:
+            return None
+        features = _unpacked(tensors_of(content))
+    except (OSError, SafetensorError, ValueError, TypeError, IndexError):
         return None
+    is_right = _layout(features) == layout and all(bool(level.isfinite().all()) for level in _levels(features).values())
+    return features if is_right else None
 
 
 def _row(features: Features, row: int) -> dict[str, Tensor]:
@@ -105,17 +135,40 @@ def _in_order_of_memory(stride: int, map_BCHW: Tensor) -> tuple[str, Tensor]:
     return (f"{stride}{_CHANNELS_LAST}", map_BCHW.movedim(1, -1)) if is_last else (str(stride), map_BCHW)
 
 
-def _joined(images: Sequence[Mapping[str, Tensor]], device: torch.device) -> Features:
-    """Return the features of a batch from those of its images."""
+def _unpacked(tensors: Mapping[str, Tensor]) -> Features:
+    """Return the features of one image from what `_row` made of them.
+
+    Raises:
+        ValueError, TypeError, IndexError: the tensors are others.
+    """
     levels = {}
-    for name in sorted(images[0].keys() - {_LAYOUT}, key=lambda name: int(name.removesuffix(_CHANNELS_LAST))):
-        level = torch.cat([image[name] for image in images]).to(device, non_blocking=True)
+    for name in sorted(tensors.keys() - {_LAYOUT}, key=lambda name: int(name.removesuffix(_CHANNELS_LAST))):
         is_last = name.endswith(_CHANNELS_LAST)
-        levels[int(name.removesuffix(_CHANNELS_LAST))] = level.movedim(-1, 1) if is_last else level
-    if _LAYOUT not in images[0]:
+        levels[int(name.removesuffix(_CHANNELS_LAST))] = tensors[name].movedim(-1, 1) if is_last else tensors[name]
+    if _LAYOUT not in tensors:
         return levels
-    num_prefix, rows, columns = images[0][_LAYOUT].tolist()
+    num_prefix, rows, columns = tensors[_LAYOUT].tolist()
     return Tokens(list(levels.values()), num_prefix, (rows, columns))
+
+
+def _levels(features: Features) -> Mapping[int, Tensor]:
+    return dict(enumerate(features.levels)) if isinstance(features, Tokens) else features
+
+
+def _layout(features: Features) -> Layout:
+    levels = {number: (tuple(level.shape), level.dtype) for number, level in _levels(features).items()}
+    grid = (features.num_prefix, *features.grid) if isinstance(features, Tokens) else ()
+    return Layout(levels, grid)
+
+
+def _joined(images: Sequence[Features], device: torch.device) -> Features:
+    """Return the features of a batch from those of its images."""
+    first = images[0]
+    numbers = _levels(first)
+    levels = {i: torch.cat([_levels(image)[i] for image in images]).to(device, non_blocking=True) for i in numbers}
+    if isinstance(first, Tokens):
+        return Tokens(list(levels.values()), first.num_prefix, first.grid)
+    return levels
 
 
 # --- when it is of use ------------------------------------------------------------------------------------------------

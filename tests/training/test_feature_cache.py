@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import signal
 
 import pytest
 import torch
 from helpers.vits import pmt_config
+from safetensors.torch import load as tensors_of
 from training.tiny import NETWORK, settings
 
 from m2f_cli.config.schema import Component
-from m2f_cli.errors import ConfigError
+from m2f_cli.errors import ConfigError, M2FError
 from m2f_cli.model import build
 from m2f_cli.structures.predictions import Tokens
 from m2f_cli.training import run
@@ -62,13 +64,14 @@ def test_losses_are_the_same_and_each_image_is_computed_once(tmp_path, network):
     frozen = {} if network is PMT else {"freeze": ("backbone",)}
     plain, asked = losses_of(config_of(network), tmp_path / "plain", options(**frozen))
     cached, computed = losses_of(config_of(network), tmp_path / "cached", options(tmp_path / "cache", **frozen))
-    assert asked == 4 * 4 and computed == 4  # four steps of four images
+    # four steps of four images; one image is computed to know what files look like
+    assert asked == 4 * 4 and computed == 4 + 1
     assert len(plain) == 4
     # The batches have the same shapes, so that each image is the same rows of the same products.
     assert cached == plain
     assert len(list((tmp_path / "cache").glob("*.features"))) == 4
     again, computed = losses_of(config_of(network), tmp_path / "again", options(tmp_path / "cache", **frozen))
-    assert again == cached and computed == 0  # another run over the same backbone
+    assert again == cached and computed == 1  # another run over the same backbone
 
 
 @pytest.mark.slow
@@ -81,7 +84,7 @@ def test_an_interrupted_run_goes_on_with_the_same_losses(tmp_path):
 
     cut, _ = losses_of(config_of(), tmp_path / "cut", options(tmp_path / "other"), Listener(on_step=stop))
     rest, computed = losses_of(config_of(), tmp_path / "cut", options(tmp_path / "other", resume=True, init=None))
-    assert cut + rest == whole and computed == 0
+    assert cut + rest == whole and computed == 1
 
 
 def small_backbone(**changes):
@@ -134,12 +137,97 @@ def test_a_broken_file_is_computed_again(tmp_path, damage):
         content = bytearray(path.read_bytes())
         content[-3] ^= 1
         path.write_bytes({"cut": content[:-9], "empty": b"", "bit": content, "other": b"x" * 200}[damage])
-        assert read_features(path) is None
+        [layout] = cache.layouts.values()
+        assert read_features(path, layout) is None
         again = cache(backbone, images)
     # alone, and no longer beside another image: the same products of other shapes
     for ours, theirs in zip(again.levels, expected.levels, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-    assert read_features(path) is not None
+    assert read_features(path, layout) is not None
+
+
+WRONG = {  # what a stranger may write with a right checksum, by the tensors of a good file
+    "none": lambda good: {},
+    "fewer": lambda good: {name: x for name, x in good.items() if name != "3"},
+    "more": lambda good: {**good, "4": good["3"].clone()},
+    "other names": lambda good: {f"x{name}": x for name, x in good.items()},
+    "another type": lambda good: {name: x.double() if name == "1" else x for name, x in good.items()},
+    "another shape": lambda good: {**good, "1": good["1"][:, :-1].contiguous()},
+    "a batch": lambda good: {**good, "1": good["1"].repeat(2, 1, 1)},
+    "no shape": lambda good: {**good, "1": torch.tensor(1.0)},
+    "channels last": lambda good: {**good, "1 BHWC": good["1"].clone()},
+    "maps": lambda good: {"4": torch.zeros(1, 3, 16, 16), "8": torch.zeros(1, 3, 8, 8)},
+    "another grid": lambda good: {**good, "tokens": torch.tensor([5, 2, 8])},
+    "a short grid": lambda good: {**good, "tokens": torch.tensor([5])},
+    "a number": lambda good: {**good, "tokens": torch.tensor(5)},
+    "NaN": lambda good: {**good, "1": torch.full_like(good["1"], float("nan"))},
+    "infinity": lambda good: {**good, "3": torch.full_like(good["3"], float("inf"))},
+    "large": lambda good: {**good, "1": torch.zeros(1, 10_000, 36)},
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_a_file_that_a_stranger_wrote_is_computed_again(tmp_path, change):
+    backbone, images = small_backbone(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = FeatureCache(tmp_path, PMT.backbone)(backbone, images)
+        for path in tmp_path.glob("*.features"):
+            write_features(path, change(tensors_of(path.read_bytes()[32:])))
+        again = FeatureCache(tmp_path, PMT.backbone)(backbone, images)
+    assert (again.num_prefix, again.grid) == (expected.num_prefix, expected.grid)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again.levels, expected.levels, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to itself", "link to a device", "link to a file"])
+def test_what_is_no_file_is_computed_again_and_no_link_is_followed(tmp_path, kind):
+    backbone, images = small_backbone(), torch.randn(1, 3, 64, 64)
+    folder, outside = tmp_path / "cache", tmp_path / "outside"
+    outside.write_bytes(b"mine")
+    with torch.no_grad():
+        expected = FeatureCache(folder, PMT.backbone)(backbone, images)
+        [path] = folder.glob("*.features")
+        path.unlink()
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            target = {"link to itself": path, "link to a device": "/dev/zero", "link to a file": outside}
+            path.symlink_to(target[kind])
+        if kind == "folder":
+            with pytest.raises(M2FError, match=f"{path.name}"):
+                FeatureCache(folder, PMT.backbone)(backbone, images)
+            return
+        again = FeatureCache(folder, PMT.backbone)(backbone, images)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again.levels, expected.levels, strict=True))
+    assert path.is_file() and not path.is_symlink() and outside.read_bytes() == b"mine"
+
+
+def test_a_folder_that_is_a_file_and_a_full_disk_are_one_sentence(tmp_path, monkeypatch):
+    backbone, images = small_backbone(), torch.randn(1, 3, 64, 64)
+    (tmp_path / "file").write_bytes(b"")
+    with torch.no_grad(), pytest.raises(M2FError, match="Cannot write .*file"):
+        FeatureCache(tmp_path / "file", PMT.backbone)(backbone, images)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with torch.no_grad(), pytest.raises(M2FError, match="No space left"):
+        FeatureCache(tmp_path / "full", PMT.backbone)(backbone, images)
+    assert not list((tmp_path / "full").iterdir())
+
+
+def test_a_flipped_image_has_features_of_its_own(tmp_path):
+    """Also where a step of the augmentation was taken for one that is not random."""
+    backbone, images = small_backbone(), torch.randn(1, 3, 64, 64)
+    cache = FeatureCache(tmp_path, PMT.backbone)
+    with torch.no_grad():
+        for _ in range(2):
+            for view in (images, images.flip(-1)):
+                ours, theirs = cache(backbone, view), backbone(view)
+                assert all(torch.equal(one, other) for one, other in zip(ours.levels, theirs.levels, strict=True))
+    assert len(list(tmp_path.glob("*.features"))) == 2
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
