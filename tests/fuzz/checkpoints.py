@@ -113,7 +113,7 @@ def _revalued(rng: random.Random, value: torch.Tensor) -> torch.Tensor:
     if value.numel() and value.is_floating_point():
         value.flatten()[rng.randrange(value.numel())] = fill
         return value if rng.random() < 0.5 else torch.full_like(value, fill)
-    return value + 1
+    return torch.ones_like(value)
 
 
 # --- safetensors ------------------------------------------------------------------------------------------------------
