@@ -54,7 +54,10 @@ def completed(
     """
     if not (_is_difference(tensors) or _is_decoder(tensors)):
         return dict(tensors)
-    width = tensors["network.decoder.q.weight" if _is_decoder(tensors) else "network.q.weight"].shape[-1]
+    name = "network.decoder.q.weight" if _is_decoder(tensors) else "network.q.weight"
+    if name not in tensors or tensors[name].dim() != 2:
+        raise WeightsError(f"{path} lacks its encoder, and {name}, which would tell the encoder's width, is no matrix.")
+    width = tensors[name].shape[-1]
     base = read_base(_find(path, width, progress, repo or BASES.get(width)))
     if _is_decoder(tensors):
         return {**tensors, **{ENCODER + name: x for name, x in base.items()}}

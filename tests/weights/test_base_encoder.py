@@ -76,6 +76,16 @@ def test_differences_without_their_base_are_one_sentence(delta):
         resolve.load(path)
 
 
+@pytest.mark.parametrize("queries", [None, torch.zeros(()), torch.zeros(3)], ids=["none", "number", "row"])
+def test_differences_without_queries_are_one_sentence(delta, queries):
+    path, _ = delta
+    tensors = torch.load(path, weights_only=True)
+    del tensors["network.q.weight"]
+    torch.save(tensors if queries is None else {**tensors, "network.q.weight": queries}, path)
+    with pytest.raises(WeightsError, match=r"lacks its encoder, and network\.q\.weight, .* is no matrix"):
+        resolve.load(path)
+
+
 def test_differences_from_another_base_are_one_sentence(delta, tmp_path):
     path, base = delta
     del base["layer.1.norm1.weight"]
