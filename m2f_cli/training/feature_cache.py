@@ -175,11 +175,16 @@ def _joined(images: Sequence[Features], device: torch.device) -> Features:
 
 
 def cache_features(model: MaskClassifier, settings: Config, data: DataSet, options: TrainOptions) -> None:
-    """Let a network keep the features of its frozen backbone in `options.cache_features`.
+    """Let a network keep the features of its frozen backbone in `options.cache_features`; without it, do nothing.
 
     Raises:
-        ConfigError: the backbone is trained, or the augmentation is random.
+        ConfigError: the backbone is trained, the augmentation is random, or the folder is a file.
     """
+    folder = options.cache_features
+    if folder is None:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--cache-features {folder} is no folder.", hint="Give a folder, which may be new.")
     if not is_frozen(model.backbone):
         lora = " LoRA trains it." if settings.model.backbone.lora is not None else ""
         raise ConfigError(
@@ -196,7 +201,7 @@ def cache_features(model: MaskClassifier, settings: Config, data: DataSet, optio
             f"{', '.join(random_steps)}.",
             hint="Take them out, or leave --cache-features out. A resize to one size and padding are not random.",
         )
-    model.feature_cache = FeatureCache(options.cache_features, settings.model.backbone)
+    model.feature_cache = FeatureCache(folder, settings.model.backbone)
 
 
 def _is_random(steps: Sequence[Transform], number: int, samples: Sequence[Sample]) -> bool:

@@ -252,8 +252,7 @@ def prepare(
     origin = _initialise(model, settings, train_data, options, listener, notes) if is_new else None
     if options.freeze:
         freeze(model, options.freeze)
-    if options.cache_features is not None:
-        cache_features(model, settings, train_data, options)
+    cache_features(model, settings, train_data, options)
     parts = make_parts(model, settings, options, device)
     make_loader = functools.partial(
         training_loader,

@@ -276,6 +276,13 @@ def test_a_backbone_that_is_trained_is_refused(tmp_path):
         run.start(config_of(type(NETWORK).model_validate(lora)), tmp_path / "run", options(tmp_path / "cache"))
 
 
+def test_a_file_in_place_of_the_folder_is_refused_before_a_run_begins(tmp_path):
+    (tmp_path / "cache").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"--cache-features .*cache is no folder"):
+        run.start(config_of(PMT), tmp_path / "run", options(tmp_path / "cache"))
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
 def test_a_random_augmentation_is_refused_with_its_steps(tmp_path):
     augment = (
         "train.augment=[{name: resize_choice, short_edges: [48, 64], max_edge: 96}, {name: color_jitter,"
