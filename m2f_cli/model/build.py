@@ -138,4 +138,4 @@ def _called(part: Any, component: Component, given: dict[str, Any]) -> Any:
     try:
         return part(**given, **options)
     except _SENSELESS as error:
-        raise ConfigError(f"The configuration of {component.name} makes no sense: {error}.") from error
+        raise ConfigError(f"The configuration of {component.name} makes no sense: {str(error).rstrip('.')}.") from error

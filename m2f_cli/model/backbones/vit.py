@@ -80,14 +80,16 @@ def lr_depths(vit: nn.Module, prefix: str) -> dict[str, int | None]:
 
 
 class _Encoder(nn.Module):
-    """Base class: a plain ViT up to the last block that is used.
+    """Base class: a plain ViT up to the last block that is used. `pretrained` is read by training only.
 
     Attributes:
         net: timm's model.
         dim: width of the tokens.
     """
 
-    def __init__(self, model: str, img_size: Any, levels: Sequence[int], norm: bool, **options: Any):
+    def __init__(
+        self, model: str, img_size: Any, levels: Sequence[int], norm: bool, pretrained: Any = None, **options: Any
+    ):
         super().__init__()
         self.net, self.model = make_vit(model, img_size, **options), model
         depth = len(self.net.blocks)
@@ -136,8 +138,7 @@ class TokenEncoder(_Encoder):
         levels: numbers of the blocks, from 0; none means the last. Blocks after them are left out.
         norm: whether each level passes the final norm.
         frozen: whether it is never trained.
-        pretrained: read by training only.
-        options: `patch_size`, `drop_path` and options of timm, see `make_vit`.
+        options: `pretrained`, read by training only; `patch_size`, `drop_path` and options of timm, see `make_vit`.
 
     Raises:
         MissingDependency, ConfigError: as `make_vit`, or there is no such block.
@@ -151,7 +152,6 @@ class TokenEncoder(_Encoder):
         levels: Sequence[int] = (),
         norm: bool = False,
         frozen: bool = False,
-        pretrained: str | None = None,
         **options: Any,
     ):
         super().__init__(model, img_size, levels, norm, **options)
@@ -179,7 +179,6 @@ class Pyramid(_Encoder):
         model: timm's name, such as "vit_base_patch16_dinov3_qkvb".
         img_size: as in `TokenEncoder`.
         dim: width of all maps, made by convolutions and norms. None: a quarter, half and twice the ViT's own width.
-        pretrained: read by training only.
         options: as in `TokenEncoder`.
 
     Raises:
@@ -194,7 +193,6 @@ class Pyramid(_Encoder):
         img_size: int | Sequence[int],
         *,
         dim: int | None = None,
-        pretrained: str | None = None,
         **options: Any,
     ):
         super().__init__(model, img_size, (), norm=False, **options)

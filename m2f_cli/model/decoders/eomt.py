@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from ...errors import ConfigError
 from ..backbones.vit import PATCH, lr_depths, make_vit
-from .query_tokens import QueryTokenDecoder, Span
+from .query_tokens import MASKING, QueryTokenDecoder
 
 
 class EoMTDecoder(QueryTokenDecoder):
@@ -19,7 +18,7 @@ class EoMTDecoder(QueryTokenDecoder):
         model: timm's name of the ViT, the same as the backbone's.
         first_block: number of the first of its blocks, in the whole ViT.
         num_blocks: number of its blocks.
-        options: of timm, the same as the backbone's.
+        options: `MASKING` of the base class, and options of timm, the same as the backbone's.
 
     Raises:
         MissingDependency, ConfigError: as `make_vit`, or queries cannot be tokens of this ViT.
@@ -34,14 +33,10 @@ class EoMTDecoder(QueryTokenDecoder):
         num_queries: int,
         first_block: int,
         num_blocks: int,
-        anneal: Sequence[Span] | None = None,
-        anneal_power: float = 0.9,
-        masked_prediction: bool = False,
         **options: Any,
     ):
-        super().__init__(
-            num_classes, in_dim, mask_dim, num_queries, num_blocks, anneal, anneal_power, masked_prediction
-        )
+        masking = {name: options.pop(name) for name in MASKING if name in options}
+        super().__init__(num_classes, in_dim, mask_dim, num_queries, num_blocks, **masking)
         # of the whole depth: drop path and some kinds of attention depend on the number of a block
         net = make_vit(model, 2 * PATCH, depth=first_block + num_blocks, **options)
         if not hasattr(net, "dynamic_img_size") or getattr(net, "rope_mixed", False):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from ..layers.positions import RotaryPositions
-from .query_tokens import QueryTokenDecoder, Span
+from .query_tokens import QueryTokenDecoder
 
 EPS = 1e-5
 
@@ -20,6 +20,7 @@ class PMTDecoder(QueryTokenDecoder):
         num_blocks: number of blocks; 6 in every published model.
         num_heads: of attention.
         ffn_dim: width of the feed-forward networks.
+        masking: `anneal`, `anneal_power` and `masked_prediction` of the base class.
     """
 
     def __init__(
@@ -31,13 +32,9 @@ class PMTDecoder(QueryTokenDecoder):
         num_blocks: int,
         num_heads: int,
         ffn_dim: int,
-        anneal: Sequence[Span] | None = None,
-        anneal_power: float = 0.9,
-        masked_prediction: bool = False,
+        **masking: Any,
     ):
-        super().__init__(
-            num_classes, in_dim, mask_dim, num_queries, num_blocks, anneal, anneal_power, masked_prediction
-        )
+        super().__init__(num_classes, in_dim, mask_dim, num_queries, num_blocks, **masking)
         from timm.models.eva import EvaBlock
 
         self.layers = nn.ModuleList(

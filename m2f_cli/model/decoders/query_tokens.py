@@ -19,6 +19,7 @@ from ..layers.conv import ChannelNorm
 from ..layers.feed_forward import MLP
 
 Span = Sequence[float]  # start and end of an annealing
+MASKING = ("anneal", "anneal_power", "masked_prediction")  # options of every such decoder
 
 
 class Upscale(nn.Module):
