@@ -6,14 +6,21 @@ import copy
 import functools
 import json
 import random
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fuzz.checkpoints import huggingface_files, joined, load, ours, parted
 from fuzz.harness import Target, run, table
+from fuzz.over_a_base import sample
 from fuzz.spoil import json_bytes, places
+from helpers.vits import eomt_config, pmt_config
+from weights.models import CATEGORIES, config_of
+
+from m2f_cli import weights
+from m2f_cli.model import build
 
 MOST_MEMORY = 256 << 20  # bytes; the networks themselves have two million numbers
 HUGE = 1_000_000_000
@@ -49,9 +56,20 @@ def folders(name: str, _: random.Random, folder: Path) -> Iterator[tuple[str, Pa
         (folder / "repo" / file).write_bytes(files[file])
 
 
-def headers(rng: random.Random, folder: Path) -> Iterator[tuple[str, Path]]:
+@functools.cache
+def of_plain_vit(method: str) -> bytes:
+    """A checkpoint of EoMT or of PMT."""
+    network = {"eomt": eomt_config, "pmt": pmt_config}[method]()
+    config = config_of().model_copy(update={"model": network})
+    with tempfile.TemporaryDirectory() as folder:
+        state = build(network, len(CATEGORIES)).state_dict()
+        return weights.save(Path(folder, "a.safetensors"), state, config, CATEGORIES).read_bytes()
+
+
+def headers(content: Callable[[], bytes], rng: random.Random, folder: Path) -> Iterator[tuple[str, Path]]:
     folder.mkdir(parents=True, exist_ok=True)
-    header, data = parted(ours())
+    (folder / "base.safetensors").write_bytes(sample()[1])
+    header, data = parted(content())
     tree = json.loads(header["__metadata__"]["m2f"])
     for path in numbers(tree["config"]):
         other = {**tree, "config": changed(tree["config"], path)}
@@ -60,7 +78,13 @@ def headers(rng: random.Random, folder: Path) -> Iterator[tuple[str, Path]]:
         yield f"{path}", folder / "a.safetensors"
 
 
-TARGETS = {"m2f": headers, **{name: functools.partial(folders, name) for name in ("swin", "resnet", "maskformer")}}
+CONTENTS = {
+    "m2f": ours,
+    "over a base": lambda: sample()[0],
+    **{method: functools.partial(of_plain_vit, method) for method in ("eomt", "pmt")},
+}
+TARGETS = {name: functools.partial(headers, content) for name, content in CONTENTS.items()}
+TARGETS |= {name: functools.partial(folders, name) for name in ("swin", "resnet", "maskformer")}
 
 
 def count_of(mutants: Any, folder: Path) -> int:
