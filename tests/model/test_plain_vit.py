@@ -515,3 +515,8 @@ def test_model_code_of_plain_vits_stays_small():
     names = ("model/backbones/vit", "model/pixel_decoders/tokens", *decoders, "model/lora", "ops/low_rank")
     texts = [(package / f"{name}.py").read_text() for name in names] + [inspect.getsource(RotaryPositions)]
     assert 300 < sum(bool(line.strip()) for text in texts for line in text.splitlines()) <= 600
+
+
+def test_an_option_of_another_backbone_is_named():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'levels'"):  # `build` makes it a sentence
+        Pyramid("vit_tiny_patch16_224", 64, levels=[8])

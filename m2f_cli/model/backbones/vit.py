@@ -88,7 +88,7 @@ class _Encoder(nn.Module):
     """
 
     def __init__(
-        self, model: str, img_size: Any, levels: Sequence[int], norm: bool, pretrained: Any = None, **options: Any
+        self, model: str, img_size: Any, levels: Sequence[int], norm: bool, /, pretrained: Any = None, **options: Any
     ):
         super().__init__()
         self.net, self.model = make_vit(model, img_size, **options), model
@@ -195,7 +195,7 @@ class Pyramid(_Encoder):
         dim: int | None = None,
         **options: Any,
     ):
-        super().__init__(model, img_size, (), norm=False, **options)
+        super().__init__(model, img_size, (), False, **options)
         d = self.dim
         widths = {4: d // 4, 8: d // 2, 16: d, 32: d}
         branches: dict[int, list[nn.Module]] = {
