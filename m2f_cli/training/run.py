@@ -71,8 +71,7 @@ def train(
     Args:
         config: from `load_config`.
         data: a folder of annotated images or the URI of one in a store, a pair of data sets (to train on, to
-            evaluate on or None), or None for
-            the generated images of the preset.
+            evaluate on or None), or None for the generated images of the preset.
         out: the folder of the run. It must be new, unless `resume=True`.
         listener: receives what the run does; the default stays silent.
         options: fields of `training.options.TrainOptions`, such as `init="random"`, `device="cuda"` or `resume=True`.
