@@ -27,6 +27,7 @@ from m2f_cli.loss import make_criterion
 from m2f_cli.model import build, checkpoint_activations
 from m2f_cli.model.backbones.vit import Pyramid, TokenEncoder
 from m2f_cli.model.layers.positions import RotaryPositions
+from m2f_cli.ops.cpu.linear import Linear
 from m2f_cli.structures.predictions import Tokens
 from m2f_cli.structures.targets import Target
 
@@ -93,6 +94,7 @@ def test_tokens_of_every_family_are_those_of_timm(model, num_prefix):
     whole.norm = torch.nn.Identity()
     expected = whole.forward_features(images(64, 64))
     torch.testing.assert_close(tokens.levels[-1], expected, atol=1e-6, rtol=1e-6)
+    assert all(isinstance(each, Linear) for each in encoder.modules() if isinstance(each, torch.nn.Linear))
 
 
 # Blocks that take masks and rotations in ways of their own, or that know their number.

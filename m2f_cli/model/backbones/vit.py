@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ...ops.cpu.linear import Linear
 from ...runtime.timm_models import create, imported
 from ...structures.predictions import Tokens
-from ..layers.conv import ChannelNorm, ConvNorm
+from ..layers.conv import ChannelNorm, ConvNorm, Doubling
 from ..layers.positions import RotaryPositions
 
 PATCH = 16  # pixels; masks are predicted at a quarter of it
@@ -55,6 +56,12 @@ def make_vit(
     any_size = {} if family == "beit" else {"dynamic_img_size": True}
     given = {"num_classes": 0, "global_pool": "", "drop_path_rate": drop_path, **any_size}
     net = create(model, img_size=(sides[0], sides[-1]), patch_size=PATCH, **given, **options)
+    for module in net.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear  # the same parameters; converted to bf16 once, not in each call
+    for mlp in (module for module in net.modules() if type(module).__name__ == "Mlp"):
+        if type(mlp.act) is nn.GELU and mlp.act.approximate == "none":
+            mlp.fc1.activation, mlp.act = "gelu", nn.Identity()
     if _has_rope_of_dinov3(net):
         net.rope = RotaryPositions(net.rope.dim)
     return net
@@ -199,8 +206,8 @@ class Pyramid(_Encoder):
         d = self.dim
         widths = {4: d // 4, 8: d // 2, 16: d, 32: d}
         branches: dict[int, list[nn.Module]] = {
-            4: [_doubled(d, d // 2), ChannelNorm(d // 2), nn.GELU(), _doubled(d // 2, d // 4)],
-            8: [_doubled(d, d // 2)],
+            4: [Doubling(d, d // 2), ChannelNorm(d // 2), nn.GELU(), Doubling(d // 2, d // 4)],
+            8: [Doubling(d, d // 2)],
             16: [],
             32: [nn.MaxPool2d(2)],
         }
@@ -213,10 +220,6 @@ class Pyramid(_Encoder):
     def forward(self, images_BCHW: Tensor) -> dict[int, Tensor]:
         [map_BCHW] = self.encode(images_BCHW, output_fmt="NCHW")
         return {int(stride): branch(map_BCHW) for stride, branch in self.branches.items()}
-
-
-def _doubled(in_dim: int, out_dim: int) -> nn.Module:
-    return nn.ConvTranspose2d(in_dim, out_dim, 2, stride=2)
 
 
 def _normed(in_dim: int, out_dim: int, kernel: int) -> nn.Module:

@@ -15,7 +15,7 @@ from ...errors import ConfigError
 from ...ops.cpu.linear import Linear
 from ...ops.point_sampling import uniform
 from ...structures.predictions import LayerOutput, Prediction, Tokens
-from ..layers.conv import ChannelNorm
+from ..layers.conv import ChannelNorm, Doubling, convolved
 from ..layers.feed_forward import MLP
 
 Span = Sequence[float]  # start and end of an annealing
@@ -27,12 +27,12 @@ class Upscale(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.conv1 = nn.ConvTranspose2d(dim, dim, 2, stride=2)
+        self.conv1 = Doubling(dim, dim)
         self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
         self.norm = ChannelNorm(dim)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.norm(self.conv2(F.gelu(self.conv1(x_BCHW))))
+        return self.norm(convolved(self.conv2, self.conv1(x_BCHW, "gelu")))
 
 
 def published_spans(num_blocks: int) -> list[Span]:

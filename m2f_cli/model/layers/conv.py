@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...ops.cache import cached_on, clear_cached
 from ...ops.cpu.conv import conv2d
-from ...ops.cpu.linear import MAX_PACKED, linear, relu
+from ...ops.cpu.linear import ACTIVATIONS, MAX_PACKED, computed_in, linear, relu
 from ...ops.dispatch import is_exporting, is_tracing
 from ...ops.group_norm import group_norm as ops_group_norm
 
@@ -68,6 +68,37 @@ def convolved(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
         return conv(x_BCHW)
     weight = conv.weight.contiguous(memory_format=torch.channels_last)
     return F.conv2d(x_BCHW, weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+class Doubling(nn.ConvTranspose2d):
+    """Transposed convolution of 2 x 2 with stride 2, computed as a linear layer: (B, I, H, W) → (B, O, 2H, 2W).
+
+    An exported graph has the convolution. In prediction the matrix of the layer is cached until the weights change.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__(in_dim, out_dim, 2, stride=2)
+
+    def forward(self, x_BCHW: Tensor, activation: str | None = None) -> Tensor:
+        """Double a map. `activation` is one of `ops.cpu.linear.ACTIVATIONS`, or None."""
+        if is_exporting():
+            y_BCHW = super().forward(x_BCHW)
+            return y_BCHW if activation is None else ACTIVATIONS[activation](y_BCHW)
+        x_BHWC = x_BCHW.permute(0, 2, 3, 1)
+        y_BHWK = linear(x_BHWC, self._matrix(x_BCHW), self.bias.repeat(4), activation=activation)
+        corners_BHWKKO = y_BHWK.unflatten(-1, (2, 2, self.out_channels))
+        return corners_BHWKKO.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+    def _matrix(self, x_BCHW: Tensor) -> Tensor:
+        """Return the weights of all four corners, (4 O, I), in the number format of the product."""
+        if torch.is_grad_enabled() or is_tracing():
+            clear_cached(self)
+            return self._corners()
+        dtype = computed_in(x_BCHW)
+        return cached_on(self, "matrix", lambda: self._corners().to(dtype), self.weight, dtype)
+
+    def _corners(self) -> Tensor:
+        return self.weight.permute(2, 3, 1, 0).flatten(0, 2)
 
 
 class ConvNorm(nn.Module):

@@ -185,12 +185,19 @@ class Linear(nn.Linear):
     """`torch.nn.Linear` by `linear`, with the same parameters; the call also takes an activation and a residual.
 
     In prediction the weights are converted to the number format and order of the product, and cached until they change.
+    Weights that are computed in each call, as by LoRA, are not cached.
+
+    Attributes:
+        activation: the activation of calls that name none.
     """
+
+    activation: str | None = None
 
     def forward(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
         weight, bias = self.weight, self.bias
         kind = x.device.type
-        is_kept = kind in ("cpu", "cuda") and not torch.is_grad_enabled() and not is_tracing()
+        is_parameter = isinstance(weight, nn.Parameter)
+        is_kept = is_parameter and kind in ("cpu", "cuda") and not torch.is_grad_enabled() and not is_tracing()
         if torch.is_grad_enabled() and not is_tracing():
             clear_cached(self)
         impl, is_lowered = choose(x), is_kept and torch.is_autocast_enabled(kind)
@@ -202,7 +209,7 @@ class Linear(nn.Linear):
             weight = cached_on(self, "weight", lambda: weight.to(dtype), weight, dtype)
         if is_lowered and bias is not None:
             bias = cached_on(self, "bias", lambda: bias.to(dtype), bias, dtype)
-        return linear(x, weight, bias, activation=activation, residual=residual, impl=impl)
+        return linear(x, weight, bias, activation=activation or self.activation, residual=residual, impl=impl)
 
     def _is_worth_packing(self, x: Tensor, dtype: torch.dtype) -> bool:
         """Return True if packed weights cost little memory: in fp32 they are a copy, else they replace one."""

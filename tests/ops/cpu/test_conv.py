@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from m2f_cli.errors import ConfigError
-from m2f_cli.model.layers.conv import ConvNorm, FrozenBatchNorm, is_constant
+from m2f_cli.model.layers.conv import ConvNorm, Doubling, FrozenBatchNorm, is_constant
 from m2f_cli.ops.cpu import conv as op
 from m2f_cli.ops.cpu.conv import conv2d
 
@@ -205,3 +205,34 @@ def test_gradients_of_any_number_of_channels(channels: int, kernel: int, stride:
         for each, other in zip(found, wanted, strict=True):
             # Sums of at most 1122 products of numbers around 1, where fp32 has 7 digits.
             torch.testing.assert_close(each.double(), other, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_doubling_is_a_transposed_convolution(layout: torch.memory_format, activation: str | None):
+    """Values and gradients in float64, where only the order of sums differs, and values in prediction."""
+    layer, x = Doubling(6, 4).double(), image().double().contiguous(memory_format=layout).requires_grad_()
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        y = F.conv_transpose2d(x, layer.weight, layer.bias, stride=2)
+        return y if activation is None else F.gelu(y)
+
+    results = layer(x, activation), plain(x)
+    weights = torch.randn(results[0].shape, generator=torch.Generator().manual_seed(2)).double()
+    gradients = [torch.autograd.grad((y * weights).sum(), (x, layer.weight, layer.bias)) for y in results]
+    torch.testing.assert_close(*results, rtol=0, atol=1e-14)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x, activation), plain(x), rtol=0, atol=1e-14)
+            layer.weight.mul_(-0.5)  # what is cached must follow
+
+
+@torch.no_grad()
+def test_doubling_in_bf16_rounds_as_the_convolution_does():
+    layer, x = Doubling(64, 64), image(channels=64)
+    exact = layer(x, "gelu")
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, plain = layer(x, "gelu"), F.gelu(F.conv_transpose2d(x, layer.weight, layer.bias, stride=2))
+    assert ours.dtype == torch.bfloat16
+    assert (ours - exact).abs().max() <= 1.1 * (plain - exact).abs().max()  # one rounding fewer, or the same

@@ -278,3 +278,31 @@ def test_the_maker_of_the_processor_tells_a_slow_blas(info: str, slow: bool, mon
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert op.is_blas_slow.__wrapped__() is slow
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_that_are_computed_in_each_call_are_not_cached(precision: str):
+    """Those of LoRA: every call makes a new tensor, so a copy would only take memory."""
+
+    class Halved(torch.nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight / 2
+
+    layer, x = Linear(8, 8, bias=False), torch.randn(1, 300, 8)
+    plain = layer(x).detach()
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Halved())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        found = layer(x)
+    assert not vars(layer).get("_module_cache")
+    tolerance = 2**-6 if precision == "bf16" else 1e-6  # numbers below 2, products of numbers rounded to 8 bits
+    torch.testing.assert_close(found.float(), plain / 2, rtol=0, atol=tolerance)
+
+
+def test_a_layer_may_have_an_activation_of_its_own():
+    layer, x = Linear(8, 8), torch.randn(1, 300, 8)
+    layer.activation = "gelu"
+    expected = torch.nn.functional.gelu(torch.nn.functional.linear(x, layer.weight, layer.bias))
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected, **ROUNDING)
+        torch.testing.assert_close(layer(x, "relu"), layer(x, "relu").clamp(min=0), rtol=0, atol=0)
