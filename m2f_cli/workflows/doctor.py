@@ -123,8 +123,10 @@ def check_required(requirement: Requirement) -> DoctorFinding:
 
 
 def check_optional_packages() -> Iterator[DoctorFinding]:
+    told = set()  # some packages belong to two extras
     for requirement in requirements():
-        if requirement.extra and requirement.extra not in NOT_FOR_USERS:
+        if requirement.extra and requirement.extra not in NOT_FOR_USERS and requirement.name not in told:
+            told.add(requirement.name)
             yield check_optional(requirement)
 
 

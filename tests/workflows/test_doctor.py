@@ -179,6 +179,12 @@ def test_optional_packages_that_are_old_or_missing_are_notes(installed):
     assert "ruff" not in found(doctor.check_optional_packages)
 
 
+def test_an_optional_package_of_two_extras_is_told_once():
+    """The real metadata: onnx belongs to the extras onnx and openvino."""
+    names = [finding.name for finding in doctor.check_optional_packages()]
+    assert "onnx" in names and len(names) == len(set(names))
+
+
 def test_an_old_python(monkeypatch):
     monkeypatch.setattr(platform, "python_version", lambda: "3.9.18")
     assert doctor.check_python("3.10").status == "problem"
