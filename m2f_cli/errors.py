@@ -17,6 +17,9 @@ from contextlib import contextmanager
 from typing import Any
 
 
+LONGEST_NAME = 200  # characters of an unknown name that an error shows
+
+
 class M2FError(Exception):
     """Base class of all errors that m2f raises on purpose.
 
@@ -117,4 +120,5 @@ def unknown_name(kind: str, value: str, known: Iterable[str], *, error: type[M2F
         hint = f"Known: {', '.join(known) or 'none'}."
     else:
         hint = f"There are {len(known)} known names, such as {', '.join(known[:3])}."
-    return error(f"There is no {kind} named {value!r}.", hint=hint)
+    shown = value if len(value) <= LONGEST_NAME else f"{value[:LONGEST_NAME]}…"
+    return error(f"There is no {kind} named {shown!r}.", hint=hint)

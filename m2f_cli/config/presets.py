@@ -7,6 +7,7 @@ defaults for those. presets/README.md has the names, and the order in which file
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -271,7 +272,7 @@ def _bases(path: Path, tree: Mapping[str, Any]) -> list[str]:
 def _find_base(path: Path, name: str) -> Path:
     shipped = presets_dir()
     for candidate in (path.parent / f"{name}.yaml", path.parent / name, shipped / f"{name}.yaml"):
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # False for names too long for the file system, where Path.is_file raises
             return candidate
     parts = [f"{kind}/{file.stem}" for kind in ("recipes", "backbones") for file in (shipped / kind).glob("*.yaml")]
     raise unknown_name(f"recipe, backbone or preset (that {path.name} extends)", name, [*parts, *preset_names()])

@@ -186,6 +186,13 @@ def test_a_file_of_the_user_may_extend_a_recipe_and_a_backbone(tmp_path):
     assert config.load(alone).model == config.load(PRESET).model
 
 
+@pytest.mark.parametrize("length", [300, 5000])
+def test_a_base_whose_name_is_too_long_for_a_file_is_one_short_sentence(tmp_path, length):
+    with pytest.raises(ConfigError, match=r"There is no recipe, backbone or preset .* named 'x{200}…'\.") as error:
+        config.load(write(tmp_path, "mine.yaml", {"extends": "x" * length}))
+    assert len(str(error.value)) < 500
+
+
 def test_later_names_in_extends_win_and_the_file_wins_over_all(tmp_path):
     for name, queries, size in (("a", 1, 10), ("b", 2, 20)):
         tree = {"model": {"decoder": {"num_queries": queries}}, "test": {"top_k": size}}
