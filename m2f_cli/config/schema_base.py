@@ -107,7 +107,9 @@ class Component(BaseModel):
 
 
 def _refuse_huge(key: str, value: Any, depth: int = 0) -> None:
-    """Refuse numbers, lists and texts that no part of a network takes."""
+    """Refuse numbers, lists, texts and keys that no part of a network takes."""
+    if isinstance(value, Mapping) and (others := [each for each in value if not isinstance(each, str)]):
+        raise ValueError(f"{key} has the key {others[0]!r}, where names are needed")
     if isinstance(value, (list, tuple, Mapping)):
         if len(value) > _MOST_OPTIONS or depth > 4:
             raise ValueError(f"{key} has {len(value):,} entries, or entries of entries, more than any part takes")

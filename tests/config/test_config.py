@@ -186,6 +186,14 @@ def test_a_file_of_the_user_may_extend_a_recipe_and_a_backbone(tmp_path):
     assert config.load(alone).model == config.load(PRESET).model
 
 
+@pytest.mark.parametrize("key", [3, 1.5, None, True])
+def test_keys_that_are_no_names_are_refused_where_options_are_open(tmp_path, key):
+    """JSON has only texts as keys: the configuration in a checkpoint would be another one."""
+    step = {"name": "resize_choice", "short_edges": [256, {key: 1}], "max_edge": 512}
+    with pytest.raises(ConfigError, match=f"short_edges has the key {key}, where names are needed"):
+        config.load(write(tmp_path, "mine.yaml", {"extends": PRESET, "train": {"augment": [step]}}))
+
+
 @pytest.mark.parametrize("length", [300, 5000])
 def test_a_base_whose_name_is_too_long_for_a_file_is_one_short_sentence(tmp_path, length):
     with pytest.raises(ConfigError, match=r"There is no recipe, backbone or preset .* named 'x{200}…'\.") as error:

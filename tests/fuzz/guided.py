@@ -6,6 +6,7 @@ The inputs begin with mutants of a target of this folder. Each must be read or r
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import sys
@@ -57,7 +58,9 @@ def search(name: str, seconds: int, folder: Path) -> None:
             if not str(error):
                 raise AssertionError("an error without a message") from error
 
-    atheris.Setup([sys.argv[0], str(corpus), f"-max_total_time={seconds}", *LIMITS], try_one)
+    limits = (f"-max_total_time={seconds}", f"-artifact_prefix={Path.cwd()}/", *LIMITS)
+    os.chdir(scratch)  # an input such as ".." must not lead to the folder of this run
+    atheris.Setup([sys.argv[0], str(corpus), *limits], try_one)
     atheris.Fuzz()
 
 
