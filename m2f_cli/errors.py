@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-
 LONGEST_NAME = 200  # characters of an unknown name that an error shows
 
 
