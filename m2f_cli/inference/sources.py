@@ -118,7 +118,7 @@ def _unfolded(source: str) -> Iterator[str]:
     if is_uri(source) or os.path.exists(source) or not glob.has_magic(source):
         yield source
     elif source.lower().endswith((*ARCHIVES, ".parquet")):
-        matches = sorted(glob.glob(source, recursive=True))
+        matches = _matches(source)
         if not matches:
             raise DataError(f"The pattern {source!r} matches nothing.", hint=f"It was looked up from {Path.cwd()}.")
         yield from matches
@@ -220,13 +220,18 @@ def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
 
 def _in_glob(pattern: str) -> Iterator[tuple[Path, Path]]:
     root = Path(*_until_magic(Path(pattern).parts))
-    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(match)]
+    matches = [Path(match) for match in _matches(pattern) if os.path.isfile(match)]
     images = [match for match in matches if match.suffix.lower() in IMAGES]
     if not images:
         what = f"{len(matches)} file(s), none of them an image" if matches else "nothing"
         raise DataError(f"The pattern {pattern!r} matches {what}.", hint=f"It was looked up from {Path.cwd()}.")
     for match in images:
         yield match, root
+
+
+def _matches(pattern: str) -> list[str]:
+    """Return the sorted matches of a pattern; none for one with a character that no path has, which `glob` raises for."""
+    return [] if "\0" in pattern else sorted(glob.glob(pattern, recursive=True))
 
 
 def _until_magic(parts: tuple[str, ...]) -> list[str]:

@@ -116,6 +116,8 @@ def test_a_link_that_leads_back_ends(tree):
         ("ftp://x.org/a.jpg", "scheme that is not read"),
         ("file:///etc/passwd", "address of a local file"),
         ("in/*.bmp", "matches nothing"),
+        ("in/\0*.bmp", "matches nothing"),
+        ("in/\0*.tar", "matches nothing"),
         ("in/*.txt", "none of them an image"),
         ("clip.MP4", "is a video"),
         ("empty", r"No images in empty.*1 video.*\.avif"),
