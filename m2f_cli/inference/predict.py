@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +19,7 @@ from ..errors import ConfigError, M2FError
 from ..results.draw_options import DrawOptions
 from ..results.places import Places
 from ..results.rows import row_of
+from ..results.shards.base import Provenance, ShardFormat
 from ..results.types import Instances, PanopticMap, Result, SemanticMap
 from ..results.views import NAME, header_of, view_of_result
 from ..results.writers import SCHEMA_VERSION, Writer, listed, stem_for, writers_for
@@ -135,68 +137,73 @@ def predict(
     """
     task = segmenter.check_task(task or segmenter.default_task)
     sharded = formats_for(formats, task)
-    plain = [name for name in formats if name not in sharded]
-    writers = writers_for(plain, task, draw=draw, trust_code=trust_code)
+    writers = writers_for([name for name in formats if name not in sharded], task, draw=draw, trust_code=trust_code)
     if batch < 1 or workers < 1 or shard_size < 1:
         raise ConfigError(f"batch, workers and shard_size are at least 1, not {batch}, {workers} and {shard_size}.")
-    chosen: dict[str, Any] = {key: value for key, value in (thresholds or {}).items() if value is not None}
     pages = (*((NAME, PAGE) if thumbnails else ()), *((FAILURES,) if sharded else ()))
+    check = partial(check_folder, out, formats, pages, skip_existing=skip_existing, overwrite=overwrite)
     if remote is None:
-        check_folder(out, formats, pages, skip_existing=skip_existing, overwrite=overwrite)
+        check()
     else:
         check_remote(formats, thumbnails)
-    place = remote or ResultsFolder(out)
-    places = Places(out, formats)
     is_known = isinstance(sources, Sequence)  # otherwise they arrive one by one, as from a list on stdin
-    sources = places.claimed(sources, "local")
+    sources = Places(out, formats).claimed(sources, "local")
     sources = list(sources) if is_known else sources
-    head: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "model": model or segmenter.source,
-        "task": task,
-        "formats": [*writers, *sharded],
-        "thresholds": chosen,
-    }
-    origin = provenance_of(segmenter, head["model"], task, chosen) if sharded else None
-    if origin is not None:
-        head |= {"shard_size": shard_size, "weights": origin.weights, "configuration": origin.configuration}
-
+    chosen = {key: value for key, value in (thresholds or {}).items() if value is not None}
+    place = remote or ResultsFolder(out)
     job = PredictJob(out, task, writers, chosen, thumbnails, rows=bool(sharded), uri=place.uri)
+    head, origin = _head(segmenter, model or segmenter.source, job, sharded, shard_size)
+
     with locked(out, "A prediction", shown=place.shown):
+        images = sources if is_known else ()
         if remote is not None:
-            claim(remote, formats, [source.path for source in sources] if is_known else ())
+            claim(remote, formats, [each.path for each in images])
         else:
-            # Again, because another process may have written to the folder.
-            check_folder(out, formats, pages, skip_existing=skip_existing, overwrite=overwrite)
+            check()  # again, because another process may have written to the folder
             remove_parts(out)
             if overwrite:
-                erase(out, spared=[source.local for source in sources if source.local] if is_known else ())
+                erase(out, [each.local for each in images if each.local])
         with Journal(out, head, place) as journal, ExitStack() as stack:
             views = stack.enter_context(_views(out, task, segmenter.categories, journal)) if thumbnails else None
             items = ((each, journal.is_finished(each.name, str(each.path))) for each in sources)
             threads = job.threads(segmenter, workers)
             shards = stack.enter_context(Shards(journal, sharded, shard_size, origin, background=threads > 0))
-            images = streamer(segmenter, items, job, batch=batch, workers=workers)
-            names: list[str] = []
+            recorder = _RunRecorder(shards, views)
+            outcomes = streamer(segmenter, items, job, batch=batch, workers=workers)
             started = time.perf_counter()
             place.flush()  # says before the first image whether the place can be written
-
-            def conclude() -> None:
-                assemble(journal, names, writers, segmenter.categories)
-                shards.conclude()
-                place.conclude()
-
             try:
-                with closing(images):
-                    summary = _keep(images, shards, views, names, on_progress or (lambda progress: None))
+                with closing(outcomes):
+                    for (source, _), outcome, seconds in outcomes:
+                        step = recorder.add(source, outcome, seconds)
+                        if on_progress is not None:
+                            on_progress(step)
             except KeyboardInterrupt:
-                conclude()
+                recorder.conclude(writers, segmenter.categories)
                 raise
             if streamer is not stream:
                 remove_parts(out)  # a process that was lost may have left some
-            conclude()
+            recorder.conclude(writers, segmenter.categories)
         place.clear()
-        return replace(summary, seconds=time.perf_counter() - started)
+        return replace(recorder.summary, seconds=time.perf_counter() - started)
+
+
+def _head(
+    segmenter: BaseSegmenter, model: str, job: PredictJob, sharded: Mapping[str, ShardFormat], shard_size: int
+) -> tuple[dict[str, Any], Provenance | None]:
+    """Return the head of the journal; with formats of shards also the origin of the results."""
+    head = {
+        "schema_version": SCHEMA_VERSION,
+        "model": model,
+        "task": job.task,
+        "formats": [*job.writers, *sharded],
+        "thresholds": job.thresholds,
+    }
+    if not sharded:
+        return head, None
+    origin = provenance_of(segmenter, model, job.task, job.thresholds)
+    head |= {"shard_size": shard_size, "weights": origin.weights, "configuration": origin.configuration}
+    return head, origin
 
 
 Source: TypeAlias = tuple[ImageSource, bool]  # and whether an earlier run has finished it
@@ -219,7 +226,7 @@ class PredictJob(Job[Source, dict[str, Any]]):
     out: Path
     task: Task
     writers: Mapping[str, Writer]
-    thresholds: Mapping[str, Any]
+    thresholds: dict[str, Any]
     thumbnails: int = 0
     rows: bool = False
     uri: str | None = None
@@ -291,33 +298,44 @@ def _views(out: Path, task: Task, categories: Categories, journal: Journal) -> J
     return views
 
 
-def _keep(
-    images: Iterable[tuple[Source, Any, dict[str, float]]],
-    journal: Shards,
-    views: JsonLines | None,
-    names: list[str],
-    on_progress: Callable[[PredictProgress], None],
-) -> Summary:
-    """Append the results of a stream to the journal, in order, and the name of each image to `names`."""
-    summary = Summary()
-    for (source, _), outcome, seconds in images:
-        names.append(source.name)
+@dataclass
+class _RunRecorder:
+    """Recorder of the images of a run: in the journal, its shards, the views and the summary.
+
+    Attributes:
+        shards: the shards and the journal that they are written from.
+        views: the journal of the views; None for a run without.
+        names: names of the images so far, in their order.
+        summary: summary of the images so far.
+    """
+
+    shards: Shards
+    views: JsonLines | None
+    names: list[str] = field(default_factory=list)
+    summary: Summary = field(default_factory=Summary)
+
+    def add(self, source: ImageSource, outcome: Any, seconds: Mapping[str, float]) -> PredictProgress:
+        """Record the outcome of the next image in a stream."""
+        self.names.append(source.name)
         if outcome is None:
-            summary.skipped += 1
-            step = PredictProgress(source.path, "skipped")
-        elif isinstance(outcome, M2FError):
-            journal.append({"record": {"name": source.name, "file": str(source.path), "error": str(outcome)}})
-            summary.failed.append(PredictFailure(source.path, str(outcome)))
-            step = PredictProgress(source.path, "failed", str(outcome))
-        else:
-            if views is not None:  # before the journal: an image in the journal is never done again
-                views.append({**outcome.pop(VIEW), "number": len(names) - 1})
-            outcome["record"]["times_ms"] = {stage: round(1000 * each, 3) for stage, each in seconds.items()}
-            journal.append(outcome)
-            summary.done += 1
-            step = PredictProgress(source.path, "done")
-        on_progress(step)
-    return summary
+            self.summary.skipped += 1
+            return PredictProgress(source.path, "skipped")
+        if isinstance(outcome, M2FError):
+            self.shards.append({"record": {"name": source.name, "file": str(source.path), "error": str(outcome)}})
+            self.summary.failed.append(PredictFailure(source.path, str(outcome)))
+            return PredictProgress(source.path, "failed", str(outcome))
+        if self.views is not None:  # before the journal: an image in the journal is never done again
+            self.views.append({**outcome.pop(VIEW), "number": len(self.names) - 1})
+        outcome["record"]["times_ms"] = {stage: round(1000 * each, 3) for stage, each in seconds.items()}
+        self.shards.append(outcome)
+        self.summary.done += 1
+        return PredictProgress(source.path, "done")
+
+    def conclude(self, formats: Iterable[str], categories: Categories) -> None:
+        """Write the files that several images share."""
+        assemble(self.shards.journal, self.names, formats, categories)
+        self.shards.conclude()
+        self.shards.place.conclude()
 
 
 def contents(result: Result) -> dict[str, list[dict[str, Any]]]:
