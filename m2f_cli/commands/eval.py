@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..evaluation.evaluate import EvalProgress, EvalResult
     from ..evaluation.setup import DataOptions, EvalOutcome, Evaluation, MetricOptions, RunOptions
     from ..inference.load import ModelOptions
+    from ..inference.stream import Streamer
 
 SHOWN_CLASSES = 20
 
@@ -224,7 +225,7 @@ def _evaluate(
 
     from ..evaluation import setup as eval_setup
     from ..evaluation.journal import journal_of
-    from ..inference.stream import Streamer, stream
+    from ..inference.stream import stream
     from ..runtime import distributed, jsonl
     from ..runtime.devices import choose_device
 
@@ -240,31 +241,7 @@ def _evaluate(
         old = jsonl.remarks(journal_of(folder)) if resume else []
         for remark in (*evaluation.notes, *old) if is_main else ():
             console.note(remark)
-        advance: Any = None
-
-        def start(count: int) -> None:
-            nonlocal advance
-            if is_main:
-                advance = stack.enter_context(console.progress("Evaluating", count))
-
-        def show(step: EvalProgress) -> None:
-            if is_main:
-                advance(step.message and f"{step.name}: {step.message}")
-            elif step.message:
-                console.warn(f"{step.name}: {step.message}")
-
-        try:
-            outcome = eval_setup.execute(
-                evaluation,
-                resume=resume,
-                command=["m2f", *sys.argv[1:]],
-                on_progress=show,
-                on_start=start,
-                streamer=streamer,
-            )
-        except KeyboardInterrupt:
-            console.note(f"To go on: the same command with --resume. What is done is in {folder}.")
-            raise
+        outcome = _run(evaluation, streamer, resume, is_main)
     if not is_main:
         return
     page = written_of(folder) if options.thumbnails else None
@@ -278,6 +255,38 @@ def _evaluate(
             console.out(f"Report: {page}")
     if outcome.result.failures and "RANK" not in os.environ:  # torchrun would report a crash
         raise typer.Exit(DataError.exit_code)
+
+
+def _run(evaluation: Evaluation, streamer: Streamer, resume: bool, is_main: bool) -> EvalOutcome:
+    """Run an evaluation; the main process shows its progress, the others their failures."""
+    from ..evaluation import setup as eval_setup
+
+    advance: Any = None
+    with ExitStack() as stack:
+
+        def start(count: int) -> None:
+            nonlocal advance
+            if is_main:
+                advance = stack.enter_context(console.progress("Evaluating", count))
+
+        def show(step: EvalProgress) -> None:
+            if is_main:
+                advance(step.message and f"{step.name}: {step.message}")
+            elif step.message:
+                console.warn(f"{step.name}: {step.message}")
+
+        try:
+            return eval_setup.execute(
+                evaluation,
+                resume=resume,
+                command=["m2f", *sys.argv[1:]],
+                on_progress=show,
+                on_start=start,
+                streamer=streamer,
+            )
+        except KeyboardInterrupt:
+            console.note(f"To go on: the same command with --resume. What is done is in {evaluation.run.folder}.")
+            raise
 
 
 def _next(evaluation: Evaluation) -> list[list[str]]:
