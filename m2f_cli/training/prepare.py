@@ -226,22 +226,11 @@ def prepare(
     is_new = distributed.on_main(lambda: not (options.resume and checkpoint.is_file()))
     tree = None if is_new else state.read_run(checkpoint, settings.train.iterations)
     is_own = data is not None or options.data is not None
-    try:
-        train_data, val_data = data or open_splits(settings, options.data, options.val_pictures, notes)
-    except NoTask as error:
-        settings = with_task_of(settings, error, notes)
-        train_data, val_data = open_splits(settings, options.data, options.val_pictures, notes)
-    notes += [*train_data.notes]
-    same_classes(train_data, val_data)
-    settings = with_iterations(settings, len(train_data.records), notes)
+    settings, train_data, val_data = _open(settings, options, data, notes)
     _refuse_unknown_figure(settings, train_data)
     _check_patience(settings.train, val_data, notes)
     if options.resume:
-        before = (read_environment(folder / ENVIRONMENT) if tree is None else tree).get("data")
-        notes += _as_it_was(before, train_data, folder)
-        notes += _unchecked(folder)
-    if options.resume and is_new:
-        notes.append("No checkpoint was written: the run begins anew, as it was started.")
+        notes += _notes_on_resuming(tree, train_data, folder)
     if is_own and is_new and distributed.rank() == 0:
         notes += [f"{w.message} {w.hint}" for w in glance(train_data, CHECKED, val_data)]
     if is_own:
@@ -279,6 +268,24 @@ def prepare(
     return run
 
 
+def _open(
+    settings: Config, options: TrainOptions, data: Splits | None, notes: list[str]
+) -> tuple[Config, DataSet, DataSet | None]:
+    """Return the data sets to train and evaluate on, and the settings with their task and the length of the run.
+
+    Raises:
+        ConfigError, DataError: the data sets cannot be used, or do not fit each other or the settings.
+    """
+    try:
+        train_data, val_data = data or open_splits(settings, options.data, options.val_pictures, notes)
+    except NoTask as error:
+        settings = with_task_of(settings, error, notes)
+        train_data, val_data = open_splits(settings, options.data, options.val_pictures, notes)
+    notes += train_data.notes
+    same_classes(train_data, val_data)
+    return with_iterations(settings, len(train_data.records), notes), train_data, val_data
+
+
 def _refuse_unknown_figure(settings: Config, data: DataSet) -> None:
     """Refuse a train.best_metric that no evaluation of the run gives.
 
@@ -311,23 +318,29 @@ def _check_patience(train: TrainConfig, val_data: DataSet | None, notes: list[st
         )
 
 
-def _as_it_was(before: dict[str, Any] | None, data: DataSet, folder: Path) -> list[str]:
-    """Return notes on whether the data is the same as at the start of the run.
+def _notes_on_resuming(tree: dict[str, Any] | None, data: DataSet, folder: Path) -> list[str]:
+    """Return notes on what cannot be checked or restored of an earlier run.
+
+    Args:
+        tree: the state of the run; None where no checkpoint was written.
+        data: the data set to train on.
+        folder: folder of the run.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: the data is not the same as at the start of the run.
     """
+    notes = []
+    before = (read_environment(folder / ENVIRONMENT) if tree is None else tree).get("data")
     if before is None:
-        return [f"{folder} does not say what it was trained on: whether this is the same data is not checked."]
-    refuse_other_data(before, identity(data), folder)
-    return []
-
-
-def _unchecked(folder: Path) -> list[str]:
-    names = without_checksum(folder)
-    if not names:
-        return []
-    return [f"An older m2f wrote {', '.join(names)} without a checksum: whether the run is damaged is not checked."]
+        notes.append(f"{folder} does not say what it was trained on: whether this is the same data is not checked.")
+    else:
+        refuse_other_data(before, identity(data), folder)
+    names = ", ".join(without_checksum(folder))
+    if names:
+        notes.append(f"An older m2f wrote {names} without a checksum: whether the run is damaged is not checked.")
+    if tree is None:
+        notes.append("No checkpoint was written: the run begins anew, as it was started.")
+    return notes
 
 
 def _initialise(
