@@ -90,51 +90,11 @@ def stream(
         batch: images per forward pass. A batch that fails is tried again image by image.
         workers: threads that read, and as many that finish. 0: everything runs in the caller's thread.
     """
-    workers = job.threads(segmenter, workers)
+    workers, stages = job.threads(segmenter, workers), _Stages(segmenter, job)
     with thread_pool(workers) as readers, thread_pool(workers) as finishers:
-
-        def load(work: _Work[Item]) -> _Work[Item]:
-            if job.is_done(work.item):
-                work.is_open = False
-                return work
-            with work.stage("read"):
-                work.value, work.kept = job.read(work.item)
-            if work.is_open:
-                with work.stage("prepare"):
-                    work.value = segmenter.prepare(work.value)
-            return work
-
-        def infer(works: list[_Work[Item]]) -> list[_Work[Item]]:
-            waiting = [work for work in works if work.is_open]
-            started = time.perf_counter()
-            try:
-                answers = segmenter.infer([work.value for work in waiting]) if waiting else []
-            except M2FError as error:
-                if len(waiting) == 1:
-                    waiting[0].fail(error)
-                else:
-                    for work in waiting:
-                        infer([work])
-                return works
-            for work, answer in zip(waiting, answers, strict=True):
-                work.value = answer
-                work.seconds["network"] = (time.perf_counter() - started) / len(waiting)
-            return works
-
-        def end(work: _Work[Item]) -> _Work[Item]:
-            if work.is_open:
-                with work.stage("post_process"):
-                    work.value = job.finish(segmenter, work.kept, work.value)
-                    work.kept = None
-            if work.is_open:
-                started = time.perf_counter()
-                work.value = job.use(work.item, work.value)
-                work.seconds["write"] = time.perf_counter() - started
-            return work
-
-        loaded: Iterator[_Work[Item]] = in_order(readers, load, map(_Work, items), workers + batch)
-        answered = itertools.chain.from_iterable(map(infer, _batches(loaded, batch)))
-        ended: Iterator[_Work[Item]] = in_order(finishers, end, answered, workers + batch)
+        loaded: Iterator[_Work[Item]] = in_order(readers, stages.load, map(_Work, items), workers + batch)
+        answered = itertools.chain.from_iterable(map(stages.infer, _batches(loaded, batch)))
+        ended: Iterator[_Work[Item]] = in_order(finishers, stages.end, answered, workers + batch)
         for work in ended:
             yield work.item, work.value, work.seconds
 
@@ -169,6 +129,53 @@ class _Work(Generic[Item]):
 
     def fail(self, error: M2FError) -> None:
         self.value, self.kept, self.is_open = error, None, False
+
+
+@dataclass(frozen=True)
+class _Stages(Generic[Item, Out]):
+    """Stages of a stream: before the network, the network, and after it."""
+
+    segmenter: BaseSegmenter
+    job: Job[Item, Out]
+
+    def load(self, work: _Work[Item]) -> _Work[Item]:
+        if self.job.is_done(work.item):
+            work.is_open = False
+            return work
+        with work.stage("read"):
+            work.value, work.kept = self.job.read(work.item)
+        if work.is_open:
+            with work.stage("prepare"):
+                work.value = self.segmenter.prepare(work.value)
+        return work
+
+    def infer(self, works: list[_Work[Item]]) -> list[_Work[Item]]:
+        waiting = [work for work in works if work.is_open]
+        started = time.perf_counter()
+        try:
+            answers = self.segmenter.infer([work.value for work in waiting]) if waiting else []
+        except M2FError as error:
+            if len(waiting) == 1:
+                waiting[0].fail(error)
+            else:
+                for work in waiting:
+                    self.infer([work])
+            return works
+        for work, answer in zip(waiting, answers, strict=True):
+            work.value = answer
+            work.seconds["network"] = (time.perf_counter() - started) / len(waiting)
+        return works
+
+    def end(self, work: _Work[Item]) -> _Work[Item]:
+        if work.is_open:
+            with work.stage("post_process"):
+                work.value = self.job.finish(self.segmenter, work.kept, work.value)
+                work.kept = None
+        if work.is_open:
+            started = time.perf_counter()
+            work.value = self.job.use(work.item, work.value)
+            work.seconds["write"] = time.perf_counter() - started
+        return work
 
 
 @contextmanager
