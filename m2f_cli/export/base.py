@@ -215,26 +215,28 @@ def export(
             Or it cannot be pushed; then it is complete.
     """
     started, path, options = time.perf_counter(), Path(path), replace(options or ExportOptions(), **fields)
-    tell = on_step or (lambda step: None)
+
+    def tell(message: str) -> None:
+        if on_step is not None:
+            on_step(ExportStep(message))
+
     with plugins.using(format):
         exporter: Exporter = plugins.get("exporters", format, trust_code=trust_code)()
     plain = _in_fp32(innermost(model))
     _check_request(plain, path, format, exporter, options, overwrite)
     data = _measured(plain, options)
+    tolerance = options.tolerance or tolerance_for(options.precision)
     with random_state.kept(), staged_file(path, overwrite) as part:
-        tell(ExportStep(f"Writing {format}"))
+        tell(f"Writing {format}")
         exporter.write(plain, part, options)
         size = _size_of(part.parent)
-        tell(ExportStep("Running what was written"))
+        tell("Running what was written")
         exported = exporter.open(part, plain, options)
-        cases = default_cases(plain, exported, options.images)
-        tolerance = options.tolerance or tolerance_for(options.precision)
-        comparisons = compare(plain, exported, cases, tolerance, on_case=lambda text: tell(ExportStep(text)))
+        comparisons = compare(plain, exported, default_cases(plain, exported, options.images), tolerance, on_case=tell)
         check(comparisons, tolerance, path.name)
-        quality = None
-        if data is not None:
-            limit = options.measure_limit
-            quality = measure(plain, exported, data, limit=limit, on_start=lambda text: tell(ExportStep(text)))
+        limit = options.measure_limit
+        quality = None if data is None else measure(plain, exported, data, limit=limit, on_start=tell)
+        del exported  # some runtimes hold their file open
         report = ExportReport(
             path,
             format,
@@ -249,11 +251,10 @@ def export(
             quality,
         )
         write_json(record_path(part, is_folder=not exporter.suffix), report.to_dict())
-        del exported  # some runtimes hold their file open
         names = [file.relative_to(part).as_posix() for file in part.rglob("*") if file.is_file()]
     if options.push is None:
         return report
-    tell(ExportStep(f"Pushing to {options.push}"))
+    tell(f"Pushing to {options.push}")
     return replace(report, pushed=push_files(path, names, options.push, private=options.private))
 
 
