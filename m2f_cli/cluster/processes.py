@@ -12,7 +12,7 @@ import pickle
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -24,10 +24,11 @@ import torch
 from ..errors import M2FError
 from ..inference.base import BaseSegmenter
 from ..inference.load import ModelOptions, open_model
-from ..inference.stream import Item, Job, Out, Outcomes, stream
+from ..inference.stream import Item, Job, Out, Outcomes, batches, stream
 from ..runtime.pools import Spawning, join_parent
 from ..runtime.threads import choose_threads
 from ..structures.images import silence_pillow
+from .backlog import Backlog
 
 AHEAD = 4  # groups for each process that may be finished before their turn
 STOP_SECONDS = 20  # until a process that was asked to stop is ended
@@ -167,15 +168,13 @@ def dispatch(
     """
     depth = 2 * workers + 4 * batch  # items that a stream takes before its first outcome, at most
     window = AHEAD * depth * len(started)
-    groups = _groups(items, batch)
-    given: dict[int, Item] = {}
-    outcomes: dict[int, tuple[Any, dict[str, float]]] = {}
-    due = count = 0
-    is_over = False
+    groups = batches(items, batch)
+    backlog: Backlog[Item] = Backlog()
+    count, is_over = 0, False
     for worker in started:
         worker.send((job, batch, workers))
-    while not is_over or given:
-        while not is_over and (free := _free(started, depth, count - due < window)) is not None:
+    while not is_over or backlog.items:
+        while not is_over and (free := _free(started, depth, count - backlog.due < window)) is not None:
             group = next(groups, None)
             if group is None:
                 is_over = True
@@ -183,22 +182,20 @@ def dispatch(
                     worker.send(None)
                 break
             numbers = range(count, count + len(group))
-            given.update(zip(numbers, group, strict=True))
+            backlog.items.update(zip(numbers, group, strict=True))
             count += len(group)
             if all(map(job.is_done, group)):
-                outcomes.update((number, (None, {})) for number in numbers)
+                backlog.outcomes.update((number, (None, {})) for number in numbers)
                 break
             free.sent.extend(numbers)
             free.send(group)
-        while due in outcomes:
-            yield given.pop(due), *outcomes.pop(due)
-            due += 1
+        yield from backlog.ready()
         busy = {worker.connection: worker for worker in started if worker.sent}
-        is_full = is_over or _free(started, depth, count - due < window) is None
+        is_full = is_over or _free(started, depth, count - backlog.due < window) is None
         for connection in wait(list(busy), None if is_full else 0) if busy else ():
             worker = busy[connection]  # type: ignore[index]
             answer = worker.receive()
-            outcomes[worker.sent.popleft()] = answer
+            backlog.outcomes[worker.sent.popleft()] = answer
 
 
 def _free(started: Sequence[Worker], depth: int, has_room: bool) -> Worker | None:
@@ -209,12 +206,6 @@ def _free(started: Sequence[Worker], depth: int, has_room: bool) -> Worker | Non
     oldest = min((worker for worker in started if worker.sent), key=lambda worker: worker.sent[0], default=None)
     able = [worker for worker in started if len(worker.sent) < depth and (has_room or worker is oldest)]
     return min(able, key=lambda worker: len(worker.sent), default=None)
-
-
-def _groups(items: Iterable[Item], count: int) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while group := list(itertools.islice(iterator, count)):
-        yield group
 
 
 # --- the one that has a model -----------------------------------------------------------------------------------------

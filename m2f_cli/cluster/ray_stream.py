@@ -24,6 +24,7 @@ from ..inference.segmenter import Segmenter
 from ..inference.stream import Item, Job, Out, Outcomes, stream
 from ..runtime.threads import choose_threads
 from ..structures.images import silence_pillow
+from .backlog import Backlog
 from .processes import Failure, failure_of
 from .stages import Clock, StageUse
 
@@ -124,34 +125,28 @@ class RayStream:
         worker = (self.opener, plan.device, plan.threads, job, batch, workers, care)
         started, clock = 0.0, Clock()
         source = enumerate(items)
-        given: dict[int, Item] = {}
-        outcomes: dict[int, tuple[Any, dict[str, float]]] = {}
-        due = 0
+        backlog: Backlog[Item] = Backlog()
         while True:
             wave: list[tuple[int, Item]] = []
             for number, item in source:
-                given[number] = item
+                backlog.items[number] = item
                 if job.is_done(item):
-                    outcomes[number] = (None, {})
+                    backlog.outcomes[number] = (None, {})
                 else:
                     wave.append((number, item))
-                while due in outcomes:
-                    yield given.pop(due), *outcomes.pop(due)
-                    due += 1
+                yield from backlog.ready()
                 if len(wave) == self.wave:
                     break
             if not wave:
                 break
             for number, outcome, seconds in _run(self.ray, plan, wave, batch, reader, worker):
                 started = started or time.perf_counter()
-                if number in given and number not in outcomes:  # the first answer counts
-                    outcomes[number] = (outcome, seconds)
+                if number in backlog.items and number not in backlog.outcomes:  # the first answer counts
+                    backlog.outcomes[number] = (outcome, seconds)
                     clock.add(seconds)
-                while due in outcomes:
-                    yield given.pop(due), *outcomes.pop(due)
-                    due += 1
-            if given:
-                raise M2FError(f"The Ray cluster gave no answer for {len(given)} images.", hint=LOST)
+                yield from backlog.ready()
+            if backlog.items:
+                raise M2FError(f"The Ray cluster gave no answer for {len(backlog.items)} images.", hint=LOST)
         processes = {"read": plan.readers, "prepare": plan.readers}
         processes |= dict.fromkeys(("network", "post_process", "write"), plan.actors)
         self.stages = clock.stages(time.perf_counter() - started, processes)

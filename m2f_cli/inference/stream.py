@@ -93,7 +93,7 @@ def stream(
     workers, stages = job.threads(segmenter, workers), _Stages(segmenter, job)
     with thread_pool(workers) as readers, thread_pool(workers) as finishers:
         loaded: Iterator[_Work[Item]] = in_order(readers, stages.load, map(_Work, items), workers + batch)
-        answered = itertools.chain.from_iterable(map(stages.infer, _batches(loaded, batch)))
+        answered = itertools.chain.from_iterable(map(stages.infer, batches(loaded, batch)))
         ended: Iterator[_Work[Item]] = in_order(finishers, stages.end, answered, workers + batch)
         for work in ended:
             yield work.item, work.value, work.seconds
@@ -191,7 +191,8 @@ def thread_pool(workers: int) -> Iterator[ThreadPoolExecutor | None]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _batches(items: Iterable[In], count: int) -> Iterator[list[In]]:
+def batches(items: Iterable[In], count: int) -> Iterator[list[In]]:
+    """Yield lists of `count` items; the last one has what is left."""
     iterator = iter(items)
     while group := list(itertools.islice(iterator, count)):
         yield group
