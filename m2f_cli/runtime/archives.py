@@ -1,8 +1,7 @@
-"""Trees of files: a folder, a zip or tar that is read in place without unpacking it, or several of them as one.
+"""Files in a zip or tar, which are read in place. `runtime/trees.py` gives them as trees of files.
 
-Names are relative to the tree, with "/" between folders. A tree can be pickled; each process opens archives for itself.
-Threads may read at the same time. Archives are not trusted: no name leads out of the tree, links are no files, and
-what is unpacked stays within limits that the size of the archive sets.
+Archives are not trusted: no name leads out of them, links are no files, and what is unpacked stays within limits that
+the size of the archive sets.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..errors import DataError
@@ -34,11 +33,9 @@ MOST_GROWTH = 200  # times the packed size: json, text and masks stay below, wha
 FREE_GROWTH = 64 << 20  # bytes of a file, and
 FREE_TOTAL = 4 << 30  # of an archive, that may grow more: a small uncompressed mask may hold but one value
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".jp2", ".avif")
-SUFFIXES = (".zip", ".tar")
 _CHUNK = 1 << 20  # bytes
 _LONGEST_END = 1 << 17  # bytes that the end of a zip takes: its records, and a remark of 64 kB
 _LOCAL_HEADER = 30  # bytes before the name of a file in a zip
-_IGNORED = ("__MACOSX/", "PaxHeader/")
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"(\xb5/\xfd": "zstd"}
 _HALF_A_DOWNLOAD = "It may be half a download: fetch it again."
 DAMAGE = (  # what Python's readers of archives raise for damaged ones
@@ -59,82 +56,6 @@ DAMAGE = (  # what Python's readers of archives raise for damaged ones
 )
 
 
-class Tree(Protocol):
-    def names(self, folder: str = "", suffix: str | tuple[str, ...] = "", *, deep: bool = True) -> list[str]:
-        """Return all files below `folder` that end in `suffix` (case does not matter), sorted, without hidden ones.
-
-        Args:
-            deep: look into the folders of `folder`, too.
-        """
-
-    def has(self, name: str) -> bool: ...
-
-    def has_folder(self, name: str) -> bool: ...
-
-    def read(self, name: str) -> bytes:
-        """Raises:
-        DataError: missing, unreadable, damaged, too large, or a name that leads out of the tree.
-        """
-
-    def path(self, name: str) -> Path | None:
-        """Return the file itself; None where it lies in an archive."""
-
-    def below(self, folder: str) -> Tree:
-        """Return the part of this tree in `folder`, or above it where that begins with "..".
-
-        Nothing is above the top of an archive.
-        """
-
-    def rooted(self, marks: Sequence[str], wrapper: str) -> Tree | None:
-        """Return the part of this tree that has one of `marks` (files or folders) at its top; None where there is none.
-
-        Args:
-            wrapper: the folder that a data set's files usually lie in.
-        """
-
-
-@dataclass(frozen=True)
-class Folder:
-    root: Path
-
-    def __str__(self) -> str:
-        return str(self.root)
-
-    def names(self, folder: str = "", suffix: str | tuple[str, ...] = "", *, deep: bool = True) -> list[str]:
-        inside = (self.root / folder).rglob("*") if deep else (self.root / folder).glob("*")
-        found = (path for path in inside if path.is_file())
-        return _plain((path.relative_to(self.root).as_posix() for path in found), suffix)
-
-    def has(self, name: str) -> bool:
-        return is_safe(name) and (self.root / name).is_file()
-
-    def has_folder(self, name: str) -> bool:
-        return (self.root / name).is_dir()
-
-    def read(self, name: str) -> bytes:
-        _refuse_evil(name, str(self))
-        path = self.root / name
-        try:
-            if path.exists() and not path.is_file():  # a pipe would be waited for, a device has no end
-                raise DataError(f"{path} is no regular file.")
-            _refuse_large(path.stat().st_size, name, str(path))
-            return path.read_bytes()
-        except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
-            raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-        except MemoryError as error:
-            raise DataError(f"{path} needs more memory than there is.") from error
-
-    def path(self, name: str) -> Path | None:
-        return self.root / name if self.has(name) else None
-
-    def below(self, folder: str) -> Folder:
-        return Folder(Path(os.path.normpath(self.root / folder)))
-
-    def rooted(self, marks: Sequence[str], wrapper: str) -> Folder | None:
-        folders = (self.root, self.root / wrapper)
-        return next((Folder(folder) for folder in folders if any((folder / mark).exists() for mark in marks)), None)
-
-
 class ArchiveFile(Protocol):
     """The file of an archive: a `Path`, or what stands for a file elsewhere. It is hashable; its text is its name."""
 
@@ -143,133 +64,6 @@ class ArchiveFile(Protocol):
     def stat(self) -> Any: ...
 
     def is_file(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A zip, or a tar that is not compressed, below `prefix` (empty, or ending in "/")."""
-
-    file: ArchiveFile
-    prefix: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.file}/{self.prefix}".rstrip("/")
-
-    def names(self, folder: str = "", suffix: str | tuple[str, ...] = "", *, deep: bool = True) -> list[str]:
-        start = self.prefix + (f"{folder}/" if folder else "")
-        inside = (name for name in self._index() if name.startswith(start) and (deep or "/" not in name[len(start) :]))
-        return _plain((name.removeprefix(self.prefix) for name in inside), suffix)
-
-    def has(self, name: str) -> bool:
-        return self.prefix + name in self._index()
-
-    def has_folder(self, name: str) -> bool:
-        return any(each.startswith(f"{self.prefix}{name}/") for each in self._index())
-
-    def read(self, name: str) -> bytes:
-        _refuse_evil(name, str(self))
-        if not self.has(name):
-            raise DataError(f"{self.file} holds no {self.prefix}{name}.")
-        member = self._index()[self.prefix + name]
-        where = f"{self.file}: {name}"
-        if member.is_encrypted:
-            raise DataError(f"{where} is encrypted.", hint="Unpack the archive with its password, give the folder.")
-        _refuse_large(member.size, name, where, member.packed)
-        with _unpacking(where, "cannot be unpacked", "Copy or download the archive again."):
-            return member.read(self.file)
-
-    def part(self, name: str) -> tuple[int, int] | None:
-        """Return where the bytes of a file begin and end in a tar; None in a zip, which may have packed them.
-
-        Raises:
-            DataError: there is no such file.
-        """
-        if not self.has(name):
-            raise DataError(f"{self.file} holds no {self.prefix}{name}.")
-        member = self._index()[self.prefix + name]
-        return (member.offset, member.offset + member.size) if isinstance(member, _TarMember) else None
-
-    def path(self, name: str) -> Path | None:
-        return None
-
-    def below(self, folder: str) -> Archive:
-        parts = PurePosixPath(os.path.normpath(f"{self.prefix}{folder}")).parts
-        return Archive(self.file, "".join(f"{part}/" for part in parts if part != "."))
-
-    def rooted(self, marks: Sequence[str], wrapper: str) -> Archive | None:
-        places = {f"/{name}/".partition(f"/{mark}/")[::2] for name in self._index() for mark in marks}
-        found = sorted((f"{before}/".lstrip("/") for before, after in places if after), key=len)
-        return Archive(self.file, self.prefix + found[0]) if found else None
-
-    def _index(self) -> Mapping[str, Any]:
-        return _index_of(self.file, *_stamp(self.file))
-
-
-@dataclass(frozen=True)
-class Layers:
-    """Several trees as one: of a file that several have, the first one's counts."""
-
-    trees: tuple[Tree, ...]
-
-    def __str__(self) -> str:
-        return " and ".join(map(str, self.trees))
-
-    def names(self, folder: str = "", suffix: str | tuple[str, ...] = "", *, deep: bool = True) -> list[str]:
-        return sorted({name for tree in self.trees for name in tree.names(folder, suffix, deep=deep)})
-
-    def has(self, name: str) -> bool:
-        return any(tree.has(name) for tree in self.trees)
-
-    def has_folder(self, name: str) -> bool:
-        return any(tree.has_folder(name) for tree in self.trees)
-
-    def read(self, name: str) -> bytes:
-        return self._owner(name).read(name)
-
-    def path(self, name: str) -> Path | None:
-        return self._owner(name).path(name)
-
-    def below(self, folder: str) -> Layers:
-        return Layers(tuple(tree.below(folder) for tree in self.trees))
-
-    def rooted(self, marks: Sequence[str], wrapper: str) -> Tree | None:
-        found = [tree for each in self.trees if (tree := each.rooted(marks, wrapper)) is not None]
-        return Layers(tuple(found)) if len(found) > 1 else next(iter(found), None)
-
-    def _owner(self, name: str) -> Tree:
-        return next((tree for tree in self.trees if tree.has(name)), self.trees[0])
-
-
-def open_tree(path: Path) -> Tree:
-    """Open a folder together with the archives that lie in it or in its "annotations", or an archive.
-
-    Raises:
-        DataError: nothing there, no such archive, a damaged or compressed one, or one with names that lead out of it.
-    """
-    if path.is_dir():
-        inside = [file for folder in (path, path / "annotations") if folder.is_dir() for file in folder.iterdir()]
-        archives = sorted(file for file in inside if file.suffix.lower() in SUFFIXES and file.is_file())
-        return Layers((Folder(path), *map(open_tree, archives))) if archives else Folder(path)
-    return open_archive(path)
-
-
-def open_archive(path: ArchiveFile) -> Archive:
-    """
-    Raises:
-        DataError: nothing there, no such archive, a damaged or compressed one, or one with names that lead out of it.
-    """
-    if not path.is_file():
-        raise DataError(f"There is no {path}.")
-    archive = Archive(path)
-    archive._index()
-    return archive
-
-
-def archive_files(tree: Tree) -> list[Path]:
-    """Return the zip and tar files that a tree is read from."""
-    if isinstance(tree, Layers):
-        return list(dict.fromkeys(file for each in tree.trees for file in archive_files(each)))
-    return [tree.file] if isinstance(tree, Archive) and isinstance(tree.file, Path) else []
 
 
 def refuse_other_content(file: Path, published: str) -> None:
@@ -292,9 +86,6 @@ def refuse_other_content(file: Path, published: str) -> None:
         raise DataError(
             f"{file} has the {digest.name.upper()} {digest.hexdigest()}; {published} is published.", hint=hint
         )
-
-
-# --- what is in an archive --------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -337,7 +128,9 @@ class _ZipMember:
 
 
 @dataclass(frozen=True)
-class _TarMember:
+class TarMember:
+    """Plain file of a tar, whose bytes lie in it as they are."""
+
     offset: int
     size: int
     is_encrypted = False
@@ -355,7 +148,7 @@ class _TarMember:
         return content
 
 
-def _refuse_large(size: int, name: str, where: str, packed: int | None = None) -> None:
+def refuse_large(size: int, name: str, where: str, packed: int | None = None) -> None:
     """Refuse a file that claims more bytes than one of its kind has, or than its packed size can mean."""
     most = min(LARGEST, LARGEST_IMAGE) if name.lower().endswith(_IMAGES) else LARGEST
     if packed is not None:
@@ -367,21 +160,40 @@ def _refuse_large(size: int, name: str, where: str, packed: int | None = None) -
         )
 
 
-def _stamp(file: ArchiveFile) -> tuple[int, int]:
+def index_of(file: ArchiveFile) -> Mapping[str, Any]:
+    """Return the plain files of an archive by their names.
+
+    Raises:
+        DataError: it is damaged, compressed, too large or no archive, or has a name that leads out of it.
+    """
     try:
         status = file.stat()
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}.") from error
-    return status.st_mtime_ns, status.st_size
+    return _index_of(file, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=32)
 def _index_of(file: ArchiveFile, changed: int, size: int) -> Mapping[str, Any]:
-    """Return the plain files of an archive by their names. Its stamp is part of the key: the file may be replaced."""
+    """Return what `index_of` returns. Time and size are part of the key, because the file may be replaced."""
     index = _zip_index(file) if _head(file)[:2] == b"PK" else _tar_index(file)
     for name in index:
-        _refuse_evil(name, str(file))
+        refuse_evil(name, str(file))
     return index
+
+
+def read_member(file: ArchiveFile, name: str, member: Any) -> bytes:
+    """Return the content of a file of `index_of`.
+
+    Raises:
+        DataError: it is encrypted, damaged or too large.
+    """
+    where = f"{file}: {name}"
+    if member.is_encrypted:
+        raise DataError(f"{where} is encrypted.", hint="Unpack the archive with its password, give the folder.")
+    refuse_large(member.size, name, where, member.packed)
+    with _unpacking(where, "cannot be unpacked", "Copy or download the archive again."):
+        return member.read(file)
 
 
 def _head(file: ArchiveFile) -> bytes:
@@ -470,16 +282,16 @@ def tar_files(file: ArchiveFile) -> list[tuple[str, int, int]]:
     """
     files = _tar_files(file)
     for name, _ in files:
-        _refuse_evil(name, str(file))
+        refuse_evil(name, str(file))
     return [(name, member.offset, member.offset + member.size) for name, member in files]
 
 
-def _tar_index(file: ArchiveFile) -> dict[str, _TarMember]:
+def _tar_index(file: ArchiveFile) -> dict[str, TarMember]:
     """Return the plain files; of equal names the last one counts, as tar appends."""
     return dict(_tar_files(file))
 
 
-def _tar_files(file: ArchiveFile) -> list[tuple[str, _TarMember]]:
+def _tar_files(file: ArchiveFile) -> list[tuple[str, TarMember]]:
     kind = next((kind for magic, kind in _PACKED.items() if _head(file).startswith(magic)), None)
     if kind:
         raise DataError(
@@ -496,7 +308,7 @@ def _tar_files(file: ArchiveFile) -> list[tuple[str, _TarMember]]:
         return found
 
 
-def _tar_members(file: ArchiveFile, archive: tarfile.TarFile) -> Iterator[tuple[str, _TarMember]]:
+def _tar_members(file: ArchiveFile, archive: tarfile.TarFile) -> Iterator[tuple[str, TarMember]]:
     size, last = file.stat().st_size, -1
     for number, member in enumerate(iter(archive.next, None), start=1):
         archive.members = []  # they are a kilobyte each
@@ -507,7 +319,7 @@ def _tar_members(file: ArchiveFile, archive: tarfile.TarFile) -> Iterator[tuple[
         if member.isreg() and not member.issparse():
             if member.offset_data + member.size > size:
                 raise EOFError("it is cut off")
-            yield member.name.removeprefix("./"), _TarMember(member.offset_data, member.size)
+            yield member.name.removeprefix("./"), TarMember(member.offset_data, member.size)
 
 
 def _refuse_no_end(opened: Any, at: int) -> None:
@@ -527,17 +339,16 @@ def _refuse_no_end(opened: Any, at: int) -> None:
         raise EOFError(f"the header at byte {at:,} is damaged")
 
 
-def _plain(names: Iterable[str], suffix: str | tuple[str, ...]) -> list[str]:
-    kept = (name for name in names if "/." not in f"/{name}" and not any(each in name for each in _IGNORED))
-    return sorted(name for name in kept if name.lower().endswith(suffix))
-
-
 def is_safe(name: str) -> bool:
     """Return True if a name stays inside its tree, on any system."""
     parts = re.split(r"[\\/]", name)  # archives of Windows have "\\"
     return bool(parts[0]) and ".." not in parts and not re.match("[A-Za-z]:", name) and "\0" not in name
 
 
-def _refuse_evil(name: str, where: str) -> None:
+def refuse_evil(name: str, where: str) -> None:
+    """
+    Raises:
+        DataError: the name does not stay inside its tree.
+    """
     if not is_safe(name):
         raise DataError(f"{where}: the name {name!r} leads out of it.", hint="Such a file is not to be trusted.")

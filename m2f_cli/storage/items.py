@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError
-from ..runtime.archives import LARGEST_IMAGE, Archive
+from ..runtime.archives import LARGEST_IMAGE
+from ..runtime.trees import Archive
 from . import files
 from .info import Info
 from .stored_file import StoredFile

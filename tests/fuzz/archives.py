@@ -23,7 +23,7 @@ from fuzz.spoil import spoil_bytes
 from m2f_cli.dataset_tools.prepare.run import find
 from m2f_cli.evaluation.score_files.score import open_predictions
 from m2f_cli.plugins import get, names
-from m2f_cli.runtime.archives import open_tree
+from m2f_cli.runtime.trees import open_tree
 
 Mutants = Iterator[tuple[str, Path]]
 BOMB = 1 << 30  # bytes of zeros, a megabyte when packed

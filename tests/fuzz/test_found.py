@@ -14,7 +14,7 @@ from m2f_cli.errors import DataError, M2FError, WeightsError, about
 from m2f_cli.inference.engines import base as engines
 from m2f_cli.inference.engines.onnx_engine import OnnxEngine
 from m2f_cli.inference.engines.torch_engine import read_description
-from m2f_cli.runtime import archives
+from m2f_cli.runtime import archives, trees
 from m2f_cli.training import resume
 from m2f_cli.weights import checkpoint
 
@@ -91,7 +91,7 @@ def test_a_zip_with_a_nameless_file_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive, archive.open(info, "w") as member:
         member.write(b"x")
     with pytest.raises(DataError, match=r"a\.zip: the name '' leads out of it"):
-        archives.open_tree(tmp_path / "a.zip")
+        trees.open_tree(tmp_path / "a.zip")
 
 
 def test_a_description_of_onnx_that_is_not_utf_8(tmp_path):

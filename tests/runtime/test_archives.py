@@ -17,7 +17,7 @@ import pytest
 
 from m2f_cli.errors import DataError
 from m2f_cli.runtime import archives
-from m2f_cli.runtime.archives import Archive, Folder, Layers, open_tree
+from m2f_cli.runtime.trees import Archive, Folder, Layers, archive_files, open_tree
 
 FILES = {"set/train/a.png": b"one", "set/train/deep/b.PNG": b"two", "set/val/c.png": b"", "set/list.txt": b"a\nb\n"}
 EVIL = ("../out.png", "/etc/passwd", "a/../../b.png", "C:\\x.png", "..\\x.png")
@@ -148,8 +148,8 @@ def test_which_archives_a_tree_is_read_from(tmp_path):
     one = write_zip(tmp_path / "d" / "b.zip", {"set/train/b.png": b""})
     two = write_tar(tmp_path / "d" / "c.tar", {"set/train/c.png": b""})
     tree = open_tree(tmp_path / "d")
-    assert archives.archive_files(tree) == archives.archive_files(tree.rooted(["train"], "set")) == [one, two]
-    assert archives.archive_files(Folder(tmp_path)) == []
+    assert archive_files(tree) == archive_files(tree.rooted(["train"], "set")) == [one, two]
+    assert archive_files(Folder(tmp_path)) == []
 
 
 def test_an_archive_that_is_replaced_is_read_anew(tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...config.presets import read_yaml
 from ...errors import DataError
-from ...runtime.archives import Tree
+from ...runtime.trees import Tree
 from ...structures.annotations import ids_to_rgb
 from ...structures.categories import load_categories
 from ...structures.rle import as_text, encode_mask

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...config.presets import read_yaml
 from ...errors import DataError
-from ...runtime.archives import Tree
+from ...runtime.trees import Tree
 from .base import Count, Item, Made, Plan, Preparer, Stage, class_file, pairs, stem
 from .pixels import encode, open_image, read_rgb
 

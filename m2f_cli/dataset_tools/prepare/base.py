@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors import DataError
-from ...runtime.archives import Tree
+from ...runtime.trees import Tree
 from ...structures import categories
 
 IMAGES = (".jpg", ".jpeg", ".png")

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from ...config.presets import read_yaml
 from ...errors import DataError, unknown_name
 from ...runtime import documents
-from ...runtime.archives import Tree
+from ...runtime.trees import Tree
 from ...structures import schemas
 from ...structures.categories import load_categories
 from .base import Item, Made

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import DataError
 from ...runtime import documents
-from ...runtime.archives import Tree
+from ...runtime.trees import Tree
 from ...structures.categories import load_categories
 from ...structures.run_lengths import renamed, values_in
 from .base import IMAGES, Count, Item, Made, Plan, Preparer, Stage, stem

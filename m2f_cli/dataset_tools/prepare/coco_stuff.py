@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError, MissingDependency
-from ...runtime.archives import Tree
+from ...runtime.trees import Tree
 from .base import Count, Item, Made, Plan, Preparer, Stage, as_it_is, class_file
 from .pixels import encode
 

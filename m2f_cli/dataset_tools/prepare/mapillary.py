@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...runtime.archives import Tree
+from ...runtime.trees import Tree
 from .base import IMAGES, Count, Plan, Preparer, pairs
 
 _SIZES = {"training": 18000, "validation": 2000}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...runtime.archives import Tree
+from ...runtime.trees import Tree
 from .base import IMAGES, Count, Item, Plan, Preparer, Stage, as_it_is, class_file, pairs, stem
 
 _SIZES = {"train": 11348, "val": 500, "test": 1500}

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...errors import DataError
 from ...results.writers import coco_categories
-from ...runtime.archives import Tree
+from ...runtime.trees import Tree
 from ...structures.annotations import ids_to_rgb
 from ...structures.categories import load_categories
 from ...structures.run_lengths import values_in

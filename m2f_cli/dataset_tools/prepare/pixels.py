@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DataError
-from ...runtime.archives import Tree
+from ...runtime.trees import Tree
 from ...structures import images as image_files
 
 

@@ -16,11 +16,12 @@ import numpy as np
 
 from ... import plugins
 from ...errors import DataError
-from ...runtime.archives import Folder, Layers, Tree, archive_files, is_safe, open_tree, refuse_other_content
+from ...runtime.archives import is_safe, refuse_other_content
 from ...runtime.files import atomic, lies_in, remove_parts
 from ...runtime.locks import locked
 from ...runtime.pools import process_pool
 from ...runtime.threads import usable_cores
+from ...runtime.trees import Folder, Layers, Tree, archive_files, open_tree
 from ...structures.images import open_image
 from .base import Count, Item, Made, Plan, Preparer, Stage, as_it_is
 from .journal import PrepareJournal, remove_left

@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 from ...data.records import DataSet, Record
 from ...errors import DataError
 from ...results.server_formats import FRAME
-from ...runtime.archives import Tree
 from ...runtime.files import safe_name
+from ...runtime.trees import Tree
 
 _SHOWN = 3
 

@@ -23,7 +23,7 @@ from ...data.records import DataSet, Record
 from ...errors import DataError
 from ...results.types import Instances, PanopticMap, Result, Segment, SemanticMap
 from ...runtime import documents
-from ...runtime.archives import Tree
+from ...runtime.trees import Tree
 from ...structures import Task, schemas
 from ...structures.categories import Categories
 from ...structures.rle import encode_mask, encode_shape

@@ -26,9 +26,9 @@ from ...inference.journal import PREDICTIONS, SHARED
 from ...inference.stream import thread_pool
 from ...metrics.comparable import check_sizes
 from ...results.types import Result
-from ...runtime.archives import Archive, Folder, Tree, open_archive
 from ...runtime.documents import parse_json
 from ...runtime.threads import in_order
+from ...runtime.trees import Archive, Folder, Tree, open_archive
 from ...structures import Task
 from ...structures.annotations import Annotation
 from ...structures.categories import load_class_table

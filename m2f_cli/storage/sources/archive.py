@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...runtime.archives import open_archive
+from ...runtime.trees import open_archive
 from .. import files
 from ..items import MemberItem, ObjectItem, StoredItem
 from ..stored_file import open_stored
