@@ -212,10 +212,18 @@ def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
     for each in entries:
         if each.name.startswith("."):
             continue
-        if each.is_dir():
+        if _is_folder(each):
             yield from _walk(Path(each.path), visited)
         else:
             yield Path(each.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return True for a folder or a link to one; False for a link that leads nowhere or into a closed folder."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _in_glob(pattern: str) -> Iterator[tuple[Path, Path]]:
@@ -230,7 +238,7 @@ def _in_glob(pattern: str) -> Iterator[tuple[Path, Path]]:
 
 
 def _matches(pattern: str) -> list[str]:
-    """Return the sorted matches of a pattern; none for one with a character that no path has, which `glob` raises for."""
+    """Return the sorted matches of a pattern; none for one with a NUL, which no path has and `glob` raises for."""
     return [] if "\0" in pattern else sorted(glob.glob(pattern, recursive=True))
 
 

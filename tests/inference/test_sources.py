@@ -169,6 +169,16 @@ def test_a_list_in_another_encoding_is_refused(tree, monkeypatch, encoding):
         list(expand(["-"]))
 
 
+def test_a_link_to_itself_in_a_folder_is_one_bad_image(tree):
+    before = names("in")
+    (tree / "loop.png").symlink_to("loop.png")
+    sources = list(expand(["in"]))
+    assert sorted(each.name for each in sources) == sorted([*before, "loop"])
+    [loop] = [each for each in sources if each.name == "loop"]
+    with pytest.raises(DataError, match="loop.png"):
+        loop.image()
+
+
 def test_stdin_that_is_closed(tree, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(DataError, match="closed"):
