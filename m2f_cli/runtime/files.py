@@ -22,14 +22,22 @@ if TYPE_CHECKING:
     from PIL import Image
 
 LONGEST_PART = 180  # bytes of one part of a name; file systems allow 255, and a suffix or a mark may follow
-SUFFIXES = (".jpg", ".png", ".json", ".txt")  # that writers of results and of annotations give to files
+SUFFIXES = (
+    ".jpg",
+    ".png",
+    ".json",
+    ".txt",
+    ".panoptic.png",
+)  # that writers of results and of annotations give to files
 _PART = re.compile(r"^\.\d+-[0-9a-f]+\.part$")  # as `atomic` names it
 _DRIVE = re.compile(r"^[A-Za-z]:")
 # Control characters, what Windows does not allow in a name, and bytes that UTF-8 (so an archive or a json) cannot hold.
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
 _NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # from \udc80 to \udcff are bytes that are not UTF-8
 _DEVICE = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # names that Windows keeps for devices
+_ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")  # s3://bucket as a path; one letter is a drive
 _PIPES_OF_A_SHELL = ("/dev/fd/", "/proc/self/fd/")
+_WRITES = "Write to a folder and copy it; only m2f predict --out writes to a store itself."
 _NO_FILES = {
     stat.S_ISFIFO: "named pipe",
     stat.S_ISSOCK: "socket",
@@ -157,8 +165,12 @@ def writing_to(path: Path | str) -> Iterator[None]:
     """Turn an `OSError` of this block into one sentence about `path`.
 
     Raises:
+        ConfigError: the path was an address such as s3://bucket, and would be a folder "s3:" of this machine.
         M2FError: the block raised `OSError`; the reason is the operating system's.
     """
+    if isinstance(path, Path) and _ADDRESS.match(path.as_posix()):
+        address = path.as_posix().replace(":/", "://", 1)
+        raise ConfigError(f"{address} is an address, where a path of this machine was expected.", hint=_WRITES)
     try:
         yield
     except OSError as error:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from m2f_cli.errors import DataError, M2FError
+from m2f_cli.errors import ConfigError, DataError, M2FError
 from m2f_cli.runtime.documents import read_json
 from m2f_cli.runtime.files import (
     Distinct,
@@ -27,6 +27,7 @@ from m2f_cli.runtime.files import (
     write_json,
     write_text,
 )
+from m2f_cli.runtime.locks import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,6 +91,23 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(M2FError, match="Cannot write .*x.json: (Not a directory|File exists)"):
         write_json(tmp_path / "file" / "x.json", {})
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/run", "gs://bucket/a/b.json", "https://host/x"])
+def test_an_address_is_no_path_to_write_to(tmp_path, monkeypatch, address):
+    """It would be a folder "s3:" here, which nobody finds in the store."""
+    monkeypatch.chdir(tmp_path)
+    for write in (lambda path: write_text(path, "x"), lambda path: locked(path, "A test").__enter__()):
+        with pytest.raises(ConfigError, match=f"{address} is an address, where a path of this machine was expected"):
+            write(Path(address))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a:b", "x/s3:/y", "s3"])
+def test_a_colon_in_a_path_is_no_address(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write_text(Path(name), "x")
+    assert (tmp_path / name).read_text() == "x"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")

@@ -64,7 +64,7 @@ class ClassMap:
 
     def labels(self, category_ids: Iterable[Any]) -> tuple[int, ...]:
         """Return the class numbers of ids, ascending, without repeats. Ids that are not a class are left out."""
-        known = set(map(_id_or_none, category_ids)) & self.numbers.keys()
+        known = set(map(id_or_none, category_ids)) & self.numbers.keys()
         return tuple(sorted({self.numbers[key] for key in known}))
 
     def without_stuff(self) -> ClassMap:
@@ -122,7 +122,7 @@ def is_crowd(value: Any) -> bool:
         return True
 
 
-def _id_or_none(value: Any) -> int | None:
+def id_or_none(value: Any) -> int | None:
     if type(value) is int:
         return value
     try:
@@ -230,7 +230,7 @@ def listed(values: Any, key: str, path: Path) -> list[Any]:
         ConfigError: the value is neither.
     """
     if isinstance(values, dict):
-        by_position = {_id_or_none(position): value for position, value in values.items()}
+        by_position = {id_or_none(position): value for position, value in values.items()}
         complete = by_position.keys() == set(range(len(values)))
         values = [by_position[position] for position in range(len(by_position))] if complete else None
     if not isinstance(values, list) or not values:

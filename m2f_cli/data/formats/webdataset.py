@@ -32,7 +32,7 @@ from ...structures.images import decode_image
 from ..records import DataSet, PackedImage, Record, check_size
 from . import coco_instance, coco_panoptic
 from .base import Format, ReadOptions, choose_task
-from .class_map import ClassMap, is_crowd, map_classes
+from .class_map import ClassMap, id_or_none, is_crowd, map_classes
 from .files import decode_ids
 from .layout import IMAGES, find_split
 
@@ -53,10 +53,12 @@ class Shard:
 
     Attributes:
         address: its path or URI.
+        name: its name in the folder of its split.
         info: size and version when it was listed.
     """
 
     address: str
+    name: str
     info: files.Info
 
     def __str__(self) -> str:
@@ -219,7 +221,7 @@ class IndexedSample(BaseModel):
 class IndexedShard(BaseModel):
     """Entry of index.json: a shard and its samples, in their order."""
 
-    name: schemas.AnyText
+    name: schemas.FileName
     bytes: schemas.WholeFrom0
     samples: list[IndexedSample]
 
@@ -244,13 +246,13 @@ def index_of(shard: Shard) -> IndexedShard:
             opened.seek(start)
             head = _head(opened.read(stop - start), f"{shard}/{key}.{JSON}", key)
             rows = [row for row in head.segments_info or head.annotations or () if isinstance(row, dict)]
-            labels = {row.get("category_id") for row in rows if not is_crowd(row.get("iscrowd"))}
+            labels = {id_or_none(row.get("category_id")) for row in rows if not is_crowd(row.get("iscrowd"))}
             size = {"height": head.height, "width": head.width}
-            known = sorted(label for label in labels if type(label) is int)  # others are refused when they are read
+            known = sorted(labels - {None})  # what is no id is refused when it is read
             samples.append(
                 IndexedSample(key=key, name=head.name, image_id=head.image_id, **size, labels=known, parts=parts)
             )
-    return IndexedShard(name=name_of(shard.address), bytes=shard.info.size or 0, samples=samples)
+    return IndexedShard(name=shard.name, bytes=shard.info.size or 0, samples=samples)
 
 
 def _by_key(members: Sequence[tuple[str, int, int]]) -> Iterator[tuple[str, list[tuple[str, Part]]]]:
@@ -383,7 +385,7 @@ def _splits(root: str) -> dict[str, dict[str, Shard]]:
         split, _, name = place.partition("/")
         is_hidden = split.startswith(".") or name.startswith(".")
         if not is_hidden and "/" not in name and (name == INDEX or name.endswith(".tar")):
-            splits.setdefault(split, {})[name] = Shard(address, info)
+            splits.setdefault(split, {})[name] = Shard(address, name, info)
     return {name: shards for name, shards in splits.items() if shards.keys() - {INDEX}}
 
 

@@ -34,6 +34,7 @@ from .coco_instance import segmentation
 from .coco_panoptic import refuse_large_ids
 
 SHARD_SIZE = 1000  # images
+_SAMPLES = ".samples"  # folder of a split for what is not in a shard yet: no name of an image is that of a shard there
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ class WebDatasetShards(Writer):
     images_per_file: int = SHARD_SIZE
 
     def image(self, place: Place) -> str:
-        return f"{place.split}/{key_of(place.name)}{place.suffix}"
+        return f"{place.split}/{_SAMPLES}/{key_of(place.name)}{place.suffix}"
 
     def annotate(self, root: Path, place: Place, annotation: Annotation) -> tuple[Rows, Lost]:
-        stem = root / place.split / key_of(place.name)
+        stem = root / place.split / _SAMPLES / key_of(place.name)
         height, width = map(int, annotation.size)
         head = {"name": place.name, "image_id": place.image_id, "height": height, "width": width}
         if isinstance(annotation, InstanceAnnotation):
@@ -84,7 +85,7 @@ class WebDatasetShards(Writer):
     def bundle(self, root: Path, number: int, places: Sequence[Place]) -> None:
         with archive(root / places[0].split / f"{number:05d}.tar") as shard:
             for place in places:
-                key, folder = key_of(place.name), root / place.split
+                key, folder = key_of(place.name), root / place.split / _SAMPLES
                 for name in (f"{key}{place.suffix}", f"{key}.{JSON}", f"{key}.{IDS}"):
                     path = folder / name
                     if path.is_file():
@@ -94,9 +95,10 @@ class WebDatasetShards(Writer):
     def finish(self, root: Path, splits: Sequence[str]) -> None:
         for split in splits:
             folder = root / split
-            for name in [path for path in folder.iterdir() if path.is_dir()]:
-                shutil.rmtree(name)  # folders of the samples, which are empty now
-            shards = [Shard(str(path), files.info(str(path))) for path in sorted(folder.glob("*.tar"))]
+            if not folder.is_dir():  # not one of its images could be used
+                continue
+            shutil.rmtree(folder / _SAMPLES)  # its folders are empty now
+            shards = [Shard(str(path), path.name, files.info(str(path))) for path in sorted(folder.glob("*.tar"))]
             rows = [index_of(shard).model_dump() for shard in shards]
             save_text(folder / INDEX, json_text({"shards": rows}, separators=(",", ":")))
         classes = [category.to_dict() for category in self.categories]

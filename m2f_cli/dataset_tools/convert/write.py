@@ -16,9 +16,10 @@ from typing import IO, Any
 
 import cv2
 
+from ...data.formats.layout import IMAGES
 from ...data.records import PackedImage, Record, check_size
 from ...errors import ConfigError, DataError
-from ...runtime.files import SUFFIXES, Distinct, safe_name, writing_to
+from ...runtime.files import SUFFIXES, Distinct, refuse_special, safe_name, writing_to
 from ...runtime.locks import clear_staged, staged
 from ...runtime.pools import process_pool
 from ...runtime.text import json_text
@@ -78,10 +79,10 @@ class WriteImage:
         except DataError as error:
             return ConvertOutcome(record.name, failure=str(error))
         target.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(record.read_image, PackedImage):
-            target.write_bytes(record.read_image.content())
-        elif record.image is None:
+        if _own_suffix(record) is None:
             save_png(target, pixels_HW3)
+        elif isinstance(record.read_image, PackedImage):
+            target.write_bytes(record.read_image.content())
         elif self.link:
             target.symlink_to(record.image.resolve())
         else:
@@ -208,9 +209,16 @@ def _placed(records: Sequence[Record], split: str, writer: Writer) -> list[tuple
 
 
 def _suffix(record: Record) -> str:
+    return _own_suffix(record) or ".png"
+
+
+def _own_suffix(record: Record) -> str | None:
+    """Return the suffix of an image's file; None for one that is saved as PNG, because readers would not find it."""
     if isinstance(record.read_image, PackedImage):
-        return record.read_image.suffix
-    return ".png" if record.image is None else record.image.suffix
+        suffix = record.read_image.suffix
+    else:
+        suffix = "" if record.image is None else record.image.suffix
+    return suffix if suffix.lower() in IMAGES else None
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -230,8 +238,9 @@ def refuse_existing(destination: Path) -> None:
     """Refuse a destination that exists, unless it is an empty folder.
 
     Raises:
-        ConfigError: the destination exists.
+        ConfigError: the destination exists, or is a link.
     """
+    refuse_special(destination)
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
         clear_staged(destination)
         raise ConfigError(f"{destination} exists already.", hint="Choose another name: nothing is overwritten.")

@@ -132,6 +132,68 @@ def test_linked_images_are_copied_and_shards_are_converted_back_byte_by_byte(tmp
     assert read(tmp_path / "c", "train") == read(source, "train")
 
 
+@pytest.mark.parametrize("to", ["webdataset", "label-maps", "cityscapes", "labelme", "coco-panoptic"])
+@pytest.mark.parametrize("name", ["{}.gif", "{}", "{}.json", "0000{}.tar"])
+def test_an_image_whose_suffix_no_reader_looks_for_becomes_a_png(tmp_path, to, name):
+    """Its pixels are the same, and its file stands in the way of no other."""
+    source = coco_of(tmp_path / "a", [name.format(0), "1.png"])
+    done = convert(source, tmp_path / "b", to)
+    assert not done.failures
+    found, wanted = images(tmp_path / "b"), images(source)
+    assert [found[key] for key in sorted(found)] == [wanted[key] for key in sorted(wanted)]
+
+
+def test_folders_and_images_may_be_called_as_the_files_of_shards(tmp_path):
+    names = ["00000.tar/0.png", "index.json/1.png", "00000.png", "classes.png", ".samples/a.png"]
+    source = coco_of(tmp_path / "a", names)
+    convert(source, tmp_path / "b", "webdataset", shard_size=1)
+    assert images(tmp_path / "b") == images(source)
+    assert sorted(path.name for path in (tmp_path / "b/val").iterdir()) == [
+        *(f"0000{n}.tar" for n in range(5)),
+        "index.json",
+    ]
+
+
+def test_a_folder_called_as_the_png_of_another_image_is_refused_with_both(tmp_path):
+    source = coco_of(tmp_path / "a", ["x.png", "x.panoptic.png/y.png"])
+    with pytest.raises(DataError, match="called 'x' and 'x.panoptic.png/y': one would be written as a file"):
+        convert(source, tmp_path / "b", "webdataset")
+
+
+def coco_of(folder, names):
+    """COCO instances with images of these names, whatever their suffix."""
+    shape = [folders.rectangle(2, 3, 12, 9)]
+    rows = [folders.annotation(key, key, 3, shape) for key in range(1, len(names) + 1)]
+    entries = [folders.image_entry(key, name) for key, name in enumerate(names, 1)]
+    tree = {"images": entries, "annotations": rows, "categories": folders.THINGS}
+    folders.write_json(folder / "annotations/instances_val2017.json", tree)
+    for seed, name in enumerate(names):
+        path = folder / "val2017" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (*folders.SIZE, 3), dtype=np.uint8)
+        path.write_bytes(encoded(pixels, "GIF" if name.endswith(".gif") else "PNG"))
+    return folder
+
+
+def test_a_split_without_a_usable_image_leaves_the_others(tmp_path):
+    source = folders.label_maps(tmp_path / "a", [VALUES])
+    folders.label_maps(source, [VALUES], split="val")
+    (source / "images/val/0.jpg").write_bytes(b"")
+    done = convert(source, tmp_path / "b", "webdataset")
+    assert [(each.split, each.images) for each in done.splits] == [("train", 1), ("val", 0)]
+    assert images(tmp_path / "b", "train") == images(source, "train")
+
+
+@pytest.mark.parametrize("to", ["label-maps", "webdataset"])
+@pytest.mark.parametrize("is_dangling", [True, False])
+def test_a_destination_that_is_a_link_is_refused_before_the_work(tmp_path, to, is_dangling):
+    source = folders.label_maps(tmp_path / "a", [VALUES])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "b").symlink_to(tmp_path / ("nothing" if is_dangling else "elsewhere"))
+    with pytest.raises(ConfigError, match="b is a link"):
+        convert(source, tmp_path / "b", to, on_image=lambda _: pytest.fail("an image was written"))
+
+
 def test_a_format_without_shards_has_no_shard_size(tmp_path):
     source = folders.label_maps(tmp_path / "a", [VALUES])
     with pytest.raises(ConfigError, match="label-maps has no shards"):
@@ -235,6 +297,20 @@ def test_a_shard_of_others_is_read(tmp_path):
     assert data.records[1].read_image()[0, 0].tolist() == [5, 0, 0]
 
 
+def test_ids_of_classes_that_are_text_or_floats_count_as_in_coco(tmp_path):
+    """An image with them alone is no image of nothing, which training would leave out."""
+    rows = [{"id": 5, "category_id": "0"}]
+    folder = shard_of(tmp_path, *sample(head={**HEAD, "segments_info": rows}))
+    assert open_data(folder, "train").records[0].labels == (0,)
+
+
+@pytest.mark.parametrize("name", ["a\\b.tar", "a?b.tar", "a\nb.tar", "\udcff.tar", "é ü#[1].tar"])
+def test_any_name_of_a_shard(tmp_path, name):
+    shard_of(tmp_path, *sample())
+    (tmp_path / "train/0.tar").rename(tmp_path / "train" / name)
+    assert open_data(tmp_path, "train").records[0].read_image().shape == (20, 30, 3)
+
+
 LINK = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
 
 
@@ -275,6 +351,8 @@ def test_what_a_shard_may_not_hold(tmp_path, members, message):
         ({"head": {**HEAD, "segments_info": []}}, "has pixels of the segment 5"),
         ({"head": {**HEAD, "segments_info": [{"id": 5, "category_id": 7}]}}, "category_id 7"),
         ({"head": {**HEAD, "segments_info": [{"id": 5}]}}, "a segment of"),
+        ({"head": {**HEAD, "segments_info": [{"id": 5, "category_id": [0]}]}}, r"category_id \[0\], which should be"),
+        ({"head": {**HEAD, "segments_info": [{"id": 5, "category_id": {}}]}}, r"category_id \{\}, which should be"),
         ({"head": {**HEAD, "segments_info": [5]}}, "a.json has no list 'segments_info'"),
         ({"head": {"height": 20, "width": 30}}, "a.json has no list 'segments_info'"),
         ({"jpg": JPEG[:300]}, "0.tar/a.jpg is damaged or cut off"),
