@@ -19,7 +19,9 @@ from .records import DataSet
 
 _SHOWN = 8
 _TRIED = 20  # JSON files that are opened to give a hint
-_CONVERT = "Convert it where its files are (m2f data convert DIR OUT --to webdataset), and copy OUT to the store."
+_CONVERT = (
+    "Convert other data where its files are (m2f data convert DIR OUT --to webdataset), and copy OUT to the store."
+)
 
 
 def detect(folder: str | Path) -> str:
@@ -38,7 +40,11 @@ def detect(folder: str | Path) -> str:
             f"{uris.shown(str(folder))} looks like {' and like '.join(names)}.", hint="Say which it is (--format)."
         )
     if isinstance(folder, str):
-        raise DataError(f"{uris.shown(folder)} holds no data set that is read from a store.", hint=_CONVERT)
+        readers = (plugins.get("formats", name) for name in plugins.names("formats"))
+        layouts = "; ".join(reader.layout for reader in readers if reader.in_stores)
+        name = " (with the '?' and what follows it, which are part of the name)" if "?" in folder else ""
+        said = f"{uris.shown(folder)}{name} holds no data set that is read from a store: {layouts}."
+        raise DataError(said, hint=f"Check the names of bucket and folder. {_CONVERT}")
     with _listing(folder):
         raise _unrecognised(folder)
 

@@ -146,6 +146,12 @@ class SampleHead(BaseModel):
     segments_info: list[Any] | None = None
     annotations: list[Any] | None = None
 
+    def category_ids(self) -> list[int]:
+        """Return the category ids of what is not a crowd, ascending. What is no id is refused when it is read."""
+        rows = [row for row in self.segments_info or self.annotations or () if isinstance(row, dict)]
+        found = {id_or_none(row.get("category_id")) for row in rows if not is_crowd(row.get("iscrowd"))}
+        return sorted(found - {None})
+
 
 @dataclass(frozen=True, slots=True)
 class AnnotationOfSample:
@@ -155,12 +161,14 @@ class AnnotationOfSample:
         sample: its place.
         name: name of the record.
         size: (height, width) of the image.
+        labels: class numbers of what is not a crowd.
         classes: the classes.
     """
 
     sample: ShardSample
     name: str
     size: tuple[int, int]
+    labels: tuple[int, ...]
     classes: ClassMap
 
     def __call__(self) -> PanopticAnnotation | InstanceAnnotation:
@@ -171,7 +179,8 @@ class AnnotationOfSample:
         """
         sample, where = self.sample, self.sample.where(JSON)
         head = _head(sample.read(sample.head), where, sample.key)
-        if (head.name, head.height, head.width) != (self.name, *self.size):
+        found = (head.name, (head.height, head.width), self.classes.labels(head.category_ids()))
+        if found != (self.name, self.size, self.labels):
             raise DataError(f"{where} is not the sample that {INDEX} says.", hint=f"Remove {INDEX}. {_MAKE}")
         if sample.ids is None:
             rows = coco_instance.rows_of(_listed(head.annotations, "annotations", where))
@@ -245,13 +254,8 @@ def index_of(shard: Shard) -> IndexedShard:
             start, stop = parts[JSON]
             opened.seek(start)
             head = _head(opened.read(stop - start), f"{shard}/{key}.{JSON}", key)
-            rows = [row for row in head.segments_info or head.annotations or () if isinstance(row, dict)]
-            labels = {id_or_none(row.get("category_id")) for row in rows if not is_crowd(row.get("iscrowd"))}
-            size = {"height": head.height, "width": head.width}
-            known = sorted(labels - {None})  # what is no id is refused when it is read
-            samples.append(
-                IndexedSample(key=key, name=head.name, image_id=head.image_id, **size, labels=known, parts=parts)
-            )
+            said = {"name": head.name, "image_id": head.image_id, "height": head.height, "width": head.width}
+            samples.append(IndexedSample(key=key, **said, labels=head.category_ids(), parts=parts))
     return IndexedShard(name=shard.name, bytes=shard.info.size or 0, samples=samples)
 
 
@@ -408,8 +412,8 @@ def _record(entry: IndexedSample, shard: Shard, classes: ClassMap, stored: Task,
         raise DataError(f"The sample {entry.key!r} of {shard} has no annotation {entry.key}.{IDS}.", hint=_MAKE)
     sample = ShardSample(shard, entry.key, suffix, image, entry.parts[JSON], ids)
     size = (entry.height, entry.width)
-    read = AnnotationOfSample(sample, entry.name, size, classes)
     labels = classes.labels(entry.labels)
+    read = AnnotationOfSample(sample, entry.name, size, labels, classes)
     if task == "instance":
         labels = tuple(label for label in labels if classes.categories[label].isthing)
     return Record(

@@ -249,6 +249,17 @@ def test_an_index_that_leads_to_another_sample_is_noticed(tmp_path):
         open_data(tmp_path / "b", "train").records[0].read_annotation()
 
 
+def test_an_index_of_other_annotations_is_noticed(tmp_path):
+    """Its classes would say which images training leaves out."""
+    convert(folders.label_maps(tmp_path / "a", [VALUES]), tmp_path / "b", "webdataset")
+    index = tmp_path / "b/train/index.json"
+    tree = json.loads(index.read_text())
+    tree["shards"][0]["samples"][0]["labels"] = [0, 1]
+    index.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match="is not the sample that index.json says"):
+        open_data(tmp_path / "b", "train").records[0].read_annotation()
+
+
 # --- shards of others -------------------------------------------------------------------------------------------------
 
 JPEG = encoded(np.zeros((*folders.SIZE, 3), np.uint8), "JPEG")
