@@ -82,6 +82,12 @@ def test_archives_here_need_no_package(here, fresh, make):
     assert "['b', 'day/a']" in fresh(code).stdout
 
 
+def test_ids_of_segments_beside_an_annotated_image_are_no_image(here):
+    """As `m2f data convert --to webdataset` writes them."""
+    members = {"a.png": picture(1), "a.json": b"{}", "a.panoptic.png": picture(2), "b.panoptic.png": picture(3)}
+    assert values(tarred(members, here / "0.tar")) == {"a": 1, "b.panoptic": 3}
+
+
 def test_shards_are_a_pattern_and_equal_keys_get_the_name_of_their_shard(here):
     for number in range(3):
         tarred({f"{key:03d}.png": picture(10 * number + key) for key in range(2)}, here / f"part-{number}.tar")
@@ -280,6 +286,21 @@ def test_tables_that_cannot_be_used(here, arrow):
         values("y.parquet?colum=one")
 
 
+def test_a_table_without_rows_and_ids_that_are_no_date(here, arrow):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"image": pyarrow.array([], pyarrow.binary())}), here / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet has no rows"):
+        values("x.parquet")
+    table = {"image": [picture(1), picture(2)], "id": pyarrow.array([0, 1 << 30], pyarrow.date32())}
+    parquet.write_table(pyarrow.table(table), here / "y.parquet")
+    with pytest.raises(DataError, match=r"y\.parquet is no parquet file that can be read: days=1073741824"):
+        values("y.parquet")
+    parquet.write_table(pyarrow.table(table).slice(0, 1), here / "z.parquet")
+    assert values("z.parquet") == {"1970-01-01": 1}
+
+
 def test_a_table_that_claims_too_much_is_refused(here, arrow):
     arrow(here / "x.parquet", [{"image": bytes(80 << 20)}], compression="zstd", use_dictionary=False)
     assert "decompression bomb" in values("x.parquet")["x/000001"]
@@ -326,6 +347,12 @@ def test_a_data_set_on_disk(here):
         values(f"hf://{here}/two:test")
     with pytest.raises(DataError, match="There is no column"):
         values(f"hf://{here}/one?column=img")
+    import pyarrow
+
+    days = datasets.Dataset(pyarrow.table({"image": [picture(1)], "id": pyarrow.array([1 << 30], pyarrow.date32())}))
+    days.save_to_disk(here / "days")
+    with pytest.raises(DataError, match="days/0 cannot be read: OverflowError"):
+        values(f"hf://{here}/days?column=image")
     with pytest.raises(DataError, match="cannot be opened"):
         values(f"hf://{here}/gone:val")
 

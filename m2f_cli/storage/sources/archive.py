@@ -12,6 +12,7 @@ from ..stored_file import open_stored
 from ..uris import name_of
 from .base import IMAGES, ItemSource, ends_in, no_images, stem
 
+_IDS = ".panoptic.png"  # ids of segments, beside an image and its json in a shard of annotated images
 SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -26,6 +27,8 @@ def items(text: str) -> Iterator[StoredItem]:
     folder = stem(name_of(str(file)))
     is_any = False
     for name in archive.names(suffix=tuple(IMAGES)):
+        if name.endswith(_IDS) and archive.has(f"{name.removesuffix(_IDS)}.json"):
+            continue
         is_any = True
         where, part = files.shown(f"{file}/{name}"), archive.part(name)
         if part is None:

@@ -45,10 +45,14 @@ def items(text: str) -> Iterator[StoredItem]:
     folder, where = name.rstrip("/").rpartition("/")[2], files.shown(address)
     ids = rows.select_columns([id_column]) if id_column is not None else None
     for number in range(len(rows)):
-        given = ids[number][id_column] if ids is not None else None
+        given = _value(ids, number, id_column, where) if ids is not None else None
         shown, own = f"{where}/{number}", str(given).strip() if given is not None else ""
         origin = f"{where}, row {number}" if own else ""
         yield HubItem(own or f"{folder}/{number:06d}", shown, origin, table=table, column=column, row=number)
+
+
+def _value(rows: Any, number: int, column: str | None, where: str) -> Any:
+    return persistently(f"{where}/{number}", "be read", lambda: rows[number][column])
 
 
 @dataclass(frozen=True, slots=True)

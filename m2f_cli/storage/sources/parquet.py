@@ -23,6 +23,7 @@ OPTIONS = ("column", "id")
 IMAGE_COLUMNS = ("image", "img", "photo", "picture", "jpg", "png", "bytes", "content")
 LARGEST_GROUP = 1 << 30  # bytes of the images of one row group, which is in memory at once
 _BATCH = 1024  # rows of ids
+_RAISED = (OSError, ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError, MemoryError)  # by pyarrow
 _READING = threading.Lock()  # threads that want the same row group read it once
 
 
@@ -67,6 +68,8 @@ def items(text: str) -> Iterator[StoredItem]:
                     expected=expected,
                 )
     files.refuse_changed(address, expected)
+    if row == 0:
+        raise DataError(f"{where} has no rows.", hint="Give a table with a row for each image.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,7 @@ def _reading(where: str) -> Iterator[None]:
     """Turn an error of pyarrow into one sentence about the file."""
     try:
         yield
-    except (OSError, ValueError, LookupError, NotImplementedError, MemoryError) as error:  # those that pyarrow raises
+    except _RAISED as error:
         said = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
         hint = "It may be half a download: fetch it again."
         raise DataError(f"{where} is no parquet file that can be read: {said}.", hint=hint) from error
