@@ -361,6 +361,7 @@ def _explain(reason: ValidationError, entry: Any) -> str:
         if first["type"] == "value_error"
         else {
             "list_type": "a list",
+            "dict_type": "an object",
             "tuple_type": "a pair of numbers",
         }.get(first["type"], first["msg"])
     )

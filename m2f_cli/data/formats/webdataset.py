@@ -14,6 +14,7 @@ import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from tarfile import BLOCKSIZE, HeaderError, TarInfo
 from typing import Any, get_args
 
 import numpy as np
@@ -93,11 +94,17 @@ class ShardSample:
         """Return the bytes of a member.
 
         Raises:
-            DataError: the shard cannot be read, or is not what it was when it was listed.
+            DataError: the shard cannot be read, or is not what it was when it was listed or indexed.
         """
         parts = [each for each in (self.image, self.head, self.ids) if each is not None]
-        start, stop = min(first for first, _ in parts), max(end for _, end in parts)
-        return part_of_shard(self.shard, start, stop)[part[0] - start : part[1] - start]
+        start, stop = min(first for first, _ in parts) - BLOCKSIZE, max(end for _, end in parts)
+        content, at = part_of_shard(self.shard, start, stop), part[0] - start
+        if not _is_header(content[at - BLOCKSIZE : at]):
+            said = (
+                f"{INDEX} says that a file of {self.key!r} begins at byte {part[0]:,} of {self.shard}, where none does."
+            )
+            raise DataError(said, hint=_WITHOUT_INDEX)
+        return content[at : part[1] - start]
 
 
 @functools.lru_cache(maxsize=_CACHED)
@@ -107,6 +114,14 @@ def part_of_shard(shard: Shard, start: int, stop: int) -> bytes:
     if len(content) < stop - start:
         raise DataError(f"{shard} is cut off.", hint="Copy or download it again.")
     return content
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except HeaderError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,9 +330,11 @@ def _read_index(file: Shard, shards: Mapping[str, Shard]) -> list[IndexedShard]:
     index = [schemas.read_as(IndexedShard, row, f"{where}: shard {number}") for number, row in enumerate(rows)]
     listed = {each.name: each.bytes for each in index}
     there = {name: shard.info.size for name, shard in shards.items()}
+    if len(listed) < len(index):
+        raise DataError(f"{where} has a shard twice.", hint=_WITHOUT_INDEX)
     other = [name for name in {**there, **listed} if there.get(name) != listed.get(name)]
-    if other or len(listed) < len(index):
-        name = (other or [index[0].name])[0]
+    if other:
+        name = other[0]
         sizes = ("none" if size is None else f"{size:,} bytes" for size in (listed.get(name), there.get(name)))
         raise DataError(
             f"{where} is not of these shards: {name} had {next(sizes)}, and has {next(sizes)} now.",
@@ -333,7 +350,9 @@ def _check_places(sample: IndexedSample, size: int, where: str, shard: Shard) ->
     suffixes = list(sample.parts)
     is_sample = len(suffixes) > 1 and f".{suffixes[0].lower()}" in IMAGES and JSON in suffixes
     has_size = sample.height is not None and sample.width is not None
-    if not (is_sample and has_size and all(0 <= start <= stop <= size for start, stop in sample.parts.values())):
+    if not (
+        is_sample and has_size and all(BLOCKSIZE <= start <= stop <= size for start, stop in sample.parts.values())
+    ):
         raise DataError(
             f"{where}: the entry of {sample.key!r} makes no sense.",
             hint=_WITHOUT_INDEX,

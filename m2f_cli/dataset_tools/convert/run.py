@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ... import plugins
+from ...data.formats import coco_instance
+from ...data.formats.coco import has_json
 from ...data.records import Record
 from ...errors import ConfigError
 from ...storage.uris import place_of
@@ -37,6 +39,8 @@ TEXTS = {
     "image ids": "ids of images have no place in this format",
     "areas": "areas as annotated have no place in this format; they are counted from the pixels",
     "polygons": "gtFine_polygons.json files are not written; published training of instances takes its masks from them",
+    "instances": "outlines in instances_*.json are not copied: instances are the visible parts of segments now; "
+    "--format coco-instance converts them",
     "json extras": "supercategories, licences and further keys of the json are not copied",
 }
 
@@ -235,6 +239,8 @@ def _of_format(opened: ConvertSource, target: OutputFormat, recast: Recast) -> I
         kinds["background" if after == "semantic" else "nobody"] = None
     if opened.format == "cityscapes" and not (opened.folder / CLASSES).is_file():
         kinds["unevaluated"] = None
+    if opened.format == "coco-panoptic" and before != "instance" and has_json(opened.folder, coco_instance.KIND):
+        kinds["instances"] = None
     if "coco" in opened.format:
         kinds["json extras"] = None
     has = _own(opened, recast)

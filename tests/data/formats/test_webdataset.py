@@ -69,6 +69,15 @@ def same_annotation(found, wanted):
                 assert all(map(np.array_equal, mine.shape, own.shape))
 
 
+def test_outlines_beside_segments_are_named_as_lost(tmp_path):
+    """The folder trains instances on them, and the shards on the visible parts."""
+    source = folders.coco_panoptic(tmp_path / "a")
+    assert "instances" not in kinds(convert(source, tmp_path / "b", "webdataset"))
+    folders.coco_instances(source, [folders.annotation(1, 1, 3, [folders.rectangle(1, 2, 11, 7)])])
+    assert "instances" in kinds(convert(source, tmp_path / "c", "webdataset", format="coco-panoptic"))
+    assert "instances" not in kinds(convert(source, tmp_path / "d", "yolo-seg", format="coco-panoptic"))
+
+
 @pytest.mark.parametrize("task", ["semantic", "instance"])
 def test_segments_serve_every_task(tmp_path, task):
     source = folders.coco_panoptic(tmp_path / "a")
@@ -224,6 +233,7 @@ def test_the_index_is_compared_with_the_shards(tmp_path):
         ({"parts": {"jpg": [512, 600]}}, "makes no sense"),
         ({"parts": {**sample["parts"], "json": [-5, 10]}}, "makes no sense"),
         ({"height": None}, "makes no sense"),
+        ({"parts": [1]}, r"samples\.0\.parts \[1\], which should be an object"),
         ({"labels": [99]}, None),
         ({"labels": ["x"]}, "index.json: shard 0 has the samples.0.labels.0 'x', which should be a whole number"),
         ({"name": "../../x"}, None),
@@ -247,6 +257,22 @@ def test_an_index_that_leads_to_another_sample_is_noticed(tmp_path):
     index.write_text(json.dumps(tree))
     with pytest.raises(DataError, match="is not the sample that index.json says"):
         open_data(tmp_path / "b", "train").records[0].read_annotation()
+
+
+def test_an_index_of_another_run_is_named_when_a_sample_is_read(tmp_path):
+    """Tars end at multiples of 10,240 bytes, so that shards of two runs often have one size."""
+    for name, values in (("a", VALUES), ("c", VALUES[:10])):
+        convert(folders.label_maps(tmp_path / name, [values] * 2), tmp_path / f"{name}-shards", "webdataset")
+    mine, other = (tmp_path / f"{name}-shards/train" for name in "ac")
+    assert (mine / "00000.tar").stat().st_size == (other / "00000.tar").stat().st_size
+    (mine / "index.json").write_bytes((other / "index.json").read_bytes())
+    _, record = open_data(tmp_path / "a-shards", "train").records
+    for read_ in (record.read_image, record.read_annotation):
+        with pytest.raises(DataError, match=r"index.json says that a file of '1' begins at byte [\d,]+ of .*00000.tar"):
+            read_()
+    tree = json.loads((mine / "index.json").read_text())
+    (mine / "index.json").write_text(json.dumps({"shards": tree["shards"] * 2}))
+    refused(tmp_path / "a-shards", "index.json has a shard twice")
 
 
 def test_an_index_of_other_annotations_is_noticed(tmp_path):
