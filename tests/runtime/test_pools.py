@@ -62,7 +62,8 @@ if __name__ == "__main__":
         asked = pool.submit(os.getpid)
         try:
             print("begun", flush=True)
-            time.sleep(1000)
+            while True:  # one long sleep would miss a signal that comes just before it
+                time.sleep(0.01)
         except KeyboardInterrupt:
             print("told", asked.result() > 0, flush=True)
 """
