@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from . import console, plugins
 from .commands import help_page, words
 from .commands.options import Quiet, Threads, Verbose
-from .errors import M2FError, unknown_name
+from .errors import M2FError, is_out_of_memory, unknown_name
 from .runtime.network import go_offline, is_offline
 from .runtime.text import visible_line
 from .runtime.threads import choose_threads
@@ -210,10 +210,12 @@ def _run(arguments: list[str] | None, process: str | None) -> int:
     except OSError as error:  # an error of a file or device that no caller has described
         _explain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", is_expected=True)
         return 1
-    except MemoryError as error:
-        _explain(f"Not enough memory{f': {error}' if str(error) else ''}.", is_expected=True)
-        return 1
-    except Exception as error:  # a bug
+    except Exception as error:
+        if is_out_of_memory(error):
+            said = str(error).strip().split("\n")[0].rstrip(".")
+            _explain(f"Not enough memory{f': {said}' if said else ''}.", is_expected=True)
+            return 1
+        # a bug
         _explain(f"{type(error).__name__}: {error}", is_expected=False)
         return 1
     return 0

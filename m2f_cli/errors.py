@@ -102,6 +102,12 @@ def about(source: Any) -> Iterator[None]:
         raise
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that a device or the machine has too little memory; PyTorch has several for it."""
+    is_of_torch = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_of_torch)
+
+
 def nearest(value: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Return the names in `known` that look most like `value`, best first."""
     folded = {name.casefold(): name for name in known}

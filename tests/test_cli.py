@@ -236,3 +236,14 @@ def test_a_quiet_command_still_says_what_is_wrong(commands, capsys):
     commands(fails=raising(errors.DataError("a")))
     assert cli.run(["fails", "--quiet"]) == 3
     assert capsys.readouterr() == ("", "error: a\n")
+
+
+@pytest.mark.parametrize("error", [MemoryError("of 3 GiB"), RuntimeError("can't allocate memory: of 3 GiB.\nMore.")])
+def test_too_little_memory_is_no_bug(monkeypatch, capsys, error):
+    def ends(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "app", ends)
+    assert cli.run([]) == 1
+    err = capsys.readouterr().err
+    assert "Not enough memory: " in err and "of 3 GiB." in err and "bug" not in err and "More" not in err

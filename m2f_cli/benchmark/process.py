@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from .. import errors
-from ..errors import M2FError
+from ..errors import M2FError, is_out_of_memory
 from ..runtime.memory import Memory
 
 
@@ -84,7 +84,7 @@ def error_record(error: Exception, method: str) -> tuple[str, str, str | None]:
     if os.environ.get("M2F_DEBUG"):
         traceback.print_exception(error)
     first = (str(error).strip() or "no reason given").splitlines()[0]
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+    if is_out_of_memory(error):
         return "M2FError", f"Not enough memory: {first.rstrip('.')}.", "Use a smaller --size, --batch or model."
     message = f"{method!r} failed in the timed process: {type(error).__name__}: {first.rstrip('.')}."
     return "M2FError", message, "M2F_DEBUG=1 shows where."

@@ -247,6 +247,12 @@ class Config(Node):
         False, description="Whether it is the model of its task where --commercial asks for one."
     )
 
+    @model_validator(mode="after")
+    def _pilots_have_a_loss(self) -> Config:
+        if self.train is not None and self.train.loss.masks == "per_pixel" and self.model.piloting is not None:
+            raise ValueError("model.piloting is set, but train.loss.masks: per_pixel has no loss for pilots")
+        return self
+
     @field_validator("name")
     @classmethod
     def _name_is_a_stem(cls, value: str) -> str:

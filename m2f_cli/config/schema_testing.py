@@ -101,9 +101,11 @@ class TestConfig(Node):
     """Inference as published."""
 
     tasks: tuple[Task, ...] = Field(
+        min_length=1,
+        max_length=3,
         description="Tasks that the published model was switched on for. They decide the order of operations: a "
         "model for semantic alone resizes score maps, every other one resizes mask logits first "
-        "(docs/methods/published-behaviour.md#5-1)."
+        "(docs/methods/published-behaviour.md#5-1).",
     )
     resize: ResizeConfig = Field(description="Size of images at test time.")
     size_divisor: int = Field(

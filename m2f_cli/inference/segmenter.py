@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config.schema import Config
-from ..errors import ConfigError, M2FError, unknown_name
+from ..errors import ConfigError, M2FError, is_out_of_memory, unknown_name
 from ..ops.cache import cached_by_shape
 from ..results.types import Instances, PanopticMap, SemanticMap
 from ..runtime.devices import DTYPES, Precision
@@ -28,8 +28,8 @@ DEFAULT_SCORE_THRESHOLD = 0.5  # of instances, for visualisation; 0 gives the pu
 def _memory_errors(what: str) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError on a GPU; the CPU's allocator raises a plain one
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         hint = "Use a smaller --batch, a smaller model, or --device cpu."
         raise M2FError(f"Not enough memory for {what}.", hint=hint) from error

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import ConfigError
 from ..structures.predictions import Prediction
 from ..structures.targets import Target
 
@@ -46,9 +47,19 @@ class PerPixelCriterion(nn.Module):
             padded_size: (height, width) of the padded batch, to which logits are resized (bilinear).
             num_masks: not used; here to be called as `Criterion`.
 
+        Raises:
+            ConfigError: the queries of the prediction do not stand for classes.
+
         Returns:
             "loss_ce" of the last layer; "loss_ce_0", "loss_ce_1", … of the earlier ones.
         """
+        num_queries = prediction.last.mask_embeds_BQC.shape[1]
+        if num_queries != len(self.class_weights_Q):
+            raise ConfigError(
+                f"train.loss.masks is per_pixel, which needs one query per class, but {num_queries} queries answer for "
+                f"{len(self.class_weights_Q)} classes.",
+                hint="Choose the decoder per_pixel or per_pixel_plus, or the losses of points or full masks.",
+            )
         labels_BHW = torch.stack([class_map(target, padded_size) for target in targets])
         share_BHW = torch.where(labels_BHW >= 0, self.class_weights_Q[labels_BHW.clamp(min=0)], 0)
         total = share_BHW.sum()

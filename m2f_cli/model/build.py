@@ -49,6 +49,7 @@ def build(config: ModelConfig, num_classes: int, *, trust_code: bool = False) ->
     given = {"num_classes": num_classes, "in_dim": pixel_decoder.dim, "mask_dim": pixel_decoder.mask_dim}
     given |= _for_pilots(config)
     decoder = _make("decoders", config.decoder, trust_code, **given)
+    _check_levels(config, pixel_decoder, decoder)
     return MaskClassifier(backbone, pixel_decoder, decoder, num_classes)
 
 
@@ -119,6 +120,27 @@ def _make(group: str, component: Component, trust_code: bool, *, has: Sequence[s
             f"What {component.name!r} makes for {group} {what}; it must be {needed}.", hint="Look into that code."
         )
     return made
+
+
+def _check_levels(config: ModelConfig, pixel_decoder: nn.Module, decoder: nn.Module) -> None:
+    """Refuse a decoder that cannot use the levels it is given, as far as both parts say what theirs are.
+
+    Raises:
+        ConfigError: one has maps and the other tokens, or there are more levels than the decoder takes.
+    """
+    kinds = [getattr(part, "kind_of_levels", None) for part in (pixel_decoder, decoder)]
+    counts = [getattr(part, "num_levels", None) for part in (pixel_decoder, decoder)]
+    if None not in kinds and kinds[0] != kinds[1]:
+        given, taken = kinds
+    elif None not in counts and counts[0] > counts[1]:
+        given, taken = f"{counts[0]} levels", f"{counts[1]} at most"
+    else:
+        return
+    raise ConfigError(
+        f"The pixel decoder {config.pixel_decoder.name} gives {given}, but the decoder {config.decoder.name} takes "
+        f"{taken}.",
+        hint="Choose parts of one method (m2f presets list), with the same num_levels.",
+    )
 
 
 def _called(part: Any, component: Component, given: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.loader import Batch, of_worker
-from ..errors import ConfigError, M2FError
+from ..errors import ConfigError, M2FError, is_out_of_memory
 from ..loss import Pairs, Piloted, normaliser
 from ..model.pilots import Pilots
 from ..runtime import distributed
@@ -249,16 +249,23 @@ def _fetched(batches: Iterator[Batch], count: int) -> tuple[list[Batch], M2FErro
 
 @contextlib.contextmanager
 def _one_step(state: RunState, last_step: LastStep) -> Iterator[None]:
-    """Keep `state.doing` up to date inside the block. An error before any weight changed undoes the step."""
+    """Keep `state.doing` up to date inside the block. An error before any weight changed undoes the step.
+
+    Raises:
+        M2FError: the device has too little memory for the step.
+    """
     state.doing = "computing"
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if state.doing == "computing":
             state.doing = "changing"  # stays so if a broken GPU raises an error again
             with contextlib.suppress(RuntimeError):
                 last_step.bring_back()
                 state.doing = "nothing"
+        if is_out_of_memory(error):
+            hint = "Use --micro-batch 1, --checkpoint-activations, smaller crops or a smaller model."
+            raise M2FError(f"Not enough memory for step {state.iteration} of the training.", hint=hint) from error
         raise
 
 

@@ -391,3 +391,14 @@ def test_every_number_of_the_tree_has_bounds():
     # Of these, figures are compared only, layers has its bound beside "all", means and deviations are finite.
     spared = ("Published", "label_map", "layers", "mean", "std")
     assert [place for place in open_ended if not any(name in place for name in spared)] == []
+
+
+def test_a_model_has_a_task():
+    with pytest.raises(ConfigError, match=r"test\.tasks"):
+        config.load("tiny", ["test.tasks=[]"])
+
+
+def test_pilots_need_a_loss():
+    pairs = ["train.loss={masks: per_pixel, class_weight: 1.0, mask_weight: 0, dice_weight: 0, no_object_weight: 0}"]
+    with pytest.raises(ConfigError, match="per_pixel has no loss for pilots"):
+        config.load("tiny-mpformer", pairs)

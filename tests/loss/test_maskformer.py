@@ -193,3 +193,10 @@ def test_where_masks_overlap_the_first_counts():
 def test_class_weights_must_be_as_many_as_classes():
     with pytest.raises(ConfigError, match="3 numbers for 4 classes"):
         make_criterion(4, PER_PIXEL, [1, 1, 1])
+
+
+def test_per_pixel_loss_needs_a_query_per_class():
+    prediction, targets, labels_BHW = per_pixel_case()
+    criterion = PerPixelCriterion(prediction.last.mask_embeds_BQC.shape[1] + 3, 1.0)
+    with pytest.raises(ConfigError, match=r"per_pixel, which needs one query per class, but \d+ queries answer for"):
+        criterion(prediction, targets, tuple(labels_BHW.shape[-2:]))

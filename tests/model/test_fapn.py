@@ -112,3 +112,12 @@ def test_as_a_part_of_a_network_in_a_preset():
     tree["pixel_decoder"]["groups"] = 7
     with pytest.raises(ConfigError, match="64 is no multiple of groups 7"):
         build(ModelConfig.model_validate(tree), 5)
+
+
+def test_values_that_are_not_finite_do_not_end_the_process():
+    """torchvision's kernel reads outside of the map where an offset is NaN, as in a training that diverges."""
+    decoder, given = randomise(AlignedPixelDecoder(CHANNELS, 32, 16, 8)), features()
+    given[8] = torch.full_like(given[8], torch.nan)
+    result = decoder(given)
+    assert not result.mask_features_BCHW.isfinite().all()
+    result.mask_features_BCHW.sum().backward()

@@ -291,3 +291,44 @@ def test_window_order_has_the_gradient_of_indexing(size, shift):
 def test_heads_that_do_not_divide_the_channels_are_refused(heads):
     with pytest.raises(ConfigError, match=r"num_heads|heads do not divide|makes no sense"):
         build(configuration.load("tiny", [f"model.decoder.num_heads={heads!r}"]).model, 3)
+
+
+@pytest.mark.parametrize("part", ["model.pixel_decoder", "model.backbone"])
+@pytest.mark.parametrize("heads", [3, 0, 1000, "8"])
+def test_heads_of_the_other_parts_divide_their_channels(part, heads):
+    swin = {"name": "swin", "embed_dim": 16, "depths": [1] * 4, "num_heads": [2, 2, 2, heads], "window_size": 4}
+    pairs = (
+        [f"model.backbone={swin | {'drop_path': 0.1}}"] if part == "model.backbone" else [f"{part}.num_heads={heads!r}"]
+    )
+    with pytest.raises(ConfigError, match=r"num_heads|heads do not divide|makes no sense"):
+        build(configuration.load("tiny", pairs).model, 3)
+
+
+FPN = "{name: fpn, dim: 32, mask_dim: 32, num_levels: 3}"
+PLAIN = "{name: plain, dim: 32, num_queries: 4, num_layers: 1, num_heads: 2, ffn_dim: 32, dropout: 0.0}"
+QUERIES = "{name: pmt, num_queries: 4, num_blocks: 1, num_heads: 2, ffn_dim: 32}"
+
+
+@pytest.mark.parametrize(
+    ("pixel_decoder", "decoder", "message"),
+    [
+        (FPN, PLAIN, "gives 3 levels, but the decoder plain takes 1 at most"),
+        (FPN, "{name: per_pixel_plus, dim: 32, num_layers: 1, num_heads: 2, ffn_dim: 32, dropout: 0.0}", "1 at most"),
+        ("{name: fapn, dim: 64, mask_dim: 64, groups: 2}", PLAIN, "gives 3 levels"),
+        (
+            "{name: deformable, dim: 64, mask_dim: 64, num_layers: 1, ffn_dim: 64, num_heads: 2, num_points: 2}",
+            "{name: masked, dim: 64, num_queries: 4, num_layers: 1, num_heads: 2, ffn_dim: 64, num_levels: 2}",
+            "gives 3 levels, but the decoder masked takes 2 at most",
+        ),
+        (FPN.replace("mask_dim: 32", "mask_dim: 32"), QUERIES, "gives maps, but the decoder pmt takes tokens"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_when_they_are_built(pixel_decoder, decoder, message):
+    pairs = [f"model.pixel_decoder={pixel_decoder}", f"model.decoder={decoder}"]
+    with pytest.raises(ConfigError, match=message):
+        build(configuration.load("tiny", pairs).model, 3)
+
+
+def test_a_decoder_may_have_more_levels_than_it_is_given():
+    pairs = [f"model.pixel_decoder={FPN.replace('levels: 3', 'levels: 1')}"]
+    assert build(configuration.load("tiny", pairs).model, 3)

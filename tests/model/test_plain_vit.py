@@ -440,6 +440,8 @@ def test_relative_positions_of_beit_fit_one_size_only():
         ({"decoder": {"model": "beit_base_patch16_224"}}, "Queries cannot be tokens of beit_base_patch16_224"),
         ({"decoder": {"anneal": [[0, 1]]}}, r"anneal is \[\[0, 1\]\], where \[start, end\]"),
         ({"decoder": {"anneal": [[0.5, 0.5]] * 3}}, "anneal is"),
+        ({"decoder": {"anneal_power": {}}}, "anneal_power is {}, where a number"),
+        ({"decoder": {"anneal_power": -1}}, "anneal_power is -1"),
         (
             {"backbone": {"name": "resnet", "depth": 18, "stem": "basic", "norm": "bn"}},
             "Set model.backbone.name=vit_token",
@@ -452,6 +454,14 @@ def test_parts_that_do_not_belong_together_are_one_sentence(change, says):
         tree[part] = options if "name" in options else {**tree[part], **options}
     with pytest.raises(ConfigError, match=says):
         build(ModelConfig.model_validate(tree), 3)
+
+
+def test_annealing_from_a_step_to_a_share_that_comes_first_is_a_step():
+    decoder = build(eomt_config(anneal=[[1, 2], [0.5, 40], [0, 1]]), 3).decoder
+    decoder.at_step(60, 100)
+    assert decoder.attn_mask_probs[:2].tolist() == [1, 0]
+    decoder.at_step(0, 2)  # both ends of the first are the second step
+    assert decoder.attn_mask_probs[0] == 1
 
 
 def test_another_number_of_levels_is_one_sentence():

@@ -356,3 +356,15 @@ def test_curves_of_somebody(line, tmp_path):
     good = {"kind": "train", "iteration": 2, "loss": 0.5}
     write_text(tmp_path / "metrics.jsonl", "".join(f"{json.dumps(each)}\n" for each in (line, good, line)))
     assert draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("can't allocate memory")]
+)
+def test_too_little_memory_is_one_sentence(tmp_path, monkeypatch, error):
+    def ends(*_):
+        raise error
+
+    monkeypatch.setattr(loop, "train_step", ends)
+    with pytest.raises(M2FError, match=r"Not enough memory for step 0 of the training\. Use --micro-batch 1"):
+        run.start(settings(), tmp_path / "run", OPTIONS)

@@ -8,8 +8,10 @@ states, so that a sample is a function of the generator's seed. A step from anot
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from ... import plugins
 from ...config.schema import Component
@@ -33,7 +35,15 @@ def build_transforms(components: Sequence[Component], *, trust_code: bool = Fals
 def _build(component: Component, trust_code: bool) -> Transform:
     step = plugins.get("transforms", component.name, trust_code=trust_code)
     try:
-        return step(**component.options)
+        made = step(**component.options)
+        # The fields of a data class say which types they take, which Python does not look at.
+        return TypeAdapter(step).validate_python(component.options) if is_dataclass(step) else made
+    except ValidationError as error:
+        first = error.errors()[0]
+        said = (
+            f"{first['loc'][0]} = {component.options[first['loc'][0]]!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        )
+        raise ConfigError(f"The augmentation step {component.name} makes no sense: {said}.") from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"The augmentation step {component.name} makes no sense: {error}.") from error
 

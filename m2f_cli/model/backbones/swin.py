@@ -13,6 +13,7 @@ from ...ops.cpu.chunking import CHUNK_ELEMENTS, in_chunks, in_fp32
 from ...ops.cpu.feed_forward import feed_forward
 from ...ops.cpu.linear import Linear
 from ...ops.dispatch import is_tracing
+from ..layers.attention import refuse_heads
 from ..layers.feed_forward import drop_path
 from .swin_windows import Windows, ceil_div, relative_index, windows_of
 
@@ -22,6 +23,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, window: int):
         super().__init__()
+        refuse_heads(num_heads, dim)
         self.num_heads, self.window = num_heads, window
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)

@@ -80,6 +80,8 @@ class MaskedDecoder(nn.Module):
         query_positions: whether queries have learned positions; None: unless `piloted`, as published.
     """
 
+    kind_of_levels = "maps"
+
     def __init__(
         self,
         num_classes: int,
@@ -96,7 +98,7 @@ class MaskedDecoder(nn.Module):
     ):
         super().__init__()
         has_positions = not piloted if query_positions is None else query_positions
-        self.dim, self.num_heads = dim, num_heads
+        self.dim, self.num_heads, self.num_levels = dim, num_heads, num_levels
         self.input_projs = nn.ModuleList(
             nn.Conv2d(in_dim, dim, 1) if in_dim != dim else nn.Identity() for _ in range(num_levels)
         )

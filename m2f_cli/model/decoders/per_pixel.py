@@ -33,6 +33,8 @@ class PerPixelDecoder(nn.Module):
     For its bias, the mask features get one more channel, which is 1 everywhere.
     """
 
+    kind_of_levels = "maps"
+
     def __init__(self, num_classes: int, in_dim: int, mask_dim: int):
         super().__init__()
         self.classifier = nn.Conv2d(mask_dim, num_classes, 1)

@@ -67,6 +67,8 @@ class PlainDecoder(nn.Module):
         deep_supervision: True if every layer answers, False if only the last one does.
     """
 
+    kind_of_levels, num_levels = "maps", 1
+
     def __init__(
         self,
         num_classes: int,

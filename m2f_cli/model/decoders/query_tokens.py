@@ -61,8 +61,10 @@ class QueryTokenDecoder(nn.Module):
         attn_mask_probs: (num_blocks,) probability that a query has its mask.
 
     Raises:
-        ConfigError: widths differ, or `anneal` does not fit the blocks.
+        ConfigError: widths differ, `anneal` does not fit the blocks, or `anneal_power` is below 0.
     """
+
+    kind_of_levels = "tokens"
 
     def __init__(
         self,
@@ -81,6 +83,8 @@ class QueryTokenDecoder(nn.Module):
         spans = published_spans(num_blocks) if anneal is None else anneal
         if len(spans) != num_blocks or any(len(span) != 2 or not 0 <= span[0] < span[1] for span in spans):
             raise ConfigError(f"anneal is {anneal}, where [start, end] is needed for each of {num_blocks} blocks.")
+        if not isinstance(anneal_power, (int, float)) or anneal_power < 0:
+            raise ConfigError(f"anneal_power is {anneal_power!r}, where a number of 0 or more is needed.")
         self.spans, self.anneal_power, self.masked_prediction = spans, anneal_power, masked_prediction
         self.rand = uniform
         self.query_feat = nn.Embedding(num_queries, in_dim)
@@ -98,7 +102,7 @@ class QueryTokenDecoder(nn.Module):
         probs = []
         for span in self.spans:
             start, end = (value if value > 1 else value * total for value in span)
-            left = 1 - (step - start) / (end - start)
+            left = 1 - (step - start) / max(end - start, 1e-9)  # of a share and a step, the end may come first
             probs.append(min(1.0, max(0.0, left)) ** self.anneal_power)
         self.attn_mask_probs.copy_(torch.tensor(probs))
 

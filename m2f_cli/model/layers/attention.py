@@ -11,6 +11,16 @@ from ...ops.cpu.attention import attention
 from ...ops.cpu.linear import Linear, linear
 
 
+def refuse_heads(num_heads: int, dim: int) -> None:
+    """Refuse a number of heads that the channels cannot be shared by.
+
+    Raises:
+        ValueError: it is no divisor of `dim`.
+    """
+    if type(num_heads) is not int or num_heads < 1 or dim % num_heads:
+        raise ValueError(f"{num_heads!r} heads do not divide {dim} channels")
+
+
 class Attention(nn.Module):
     """Multi-head attention with separate query, key and value inputs; one packed input projection (q, k, v rows).
 
@@ -21,8 +31,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
-        if type(num_heads) is not int or num_heads < 1 or dim % num_heads:
-            raise ValueError(f"{num_heads!r} heads do not divide {dim} channels")
+        refuse_heads(num_heads, dim)
         self.num_heads, self.dropout = num_heads, dropout
         self.in_proj = Linear(dim, 3 * dim)
         self.out_proj = Linear(dim, dim)

@@ -19,6 +19,7 @@ from ...ops.deformable_attention import deform_attn
 from ...ops.dispatch import is_tracing
 from ...structures.predictions import PixelFeatures
 from ..layers import xavier_init
+from ..layers.attention import refuse_heads
 from ..layers.conv import ConvNorm, channels_last, group_norm, pointwise
 from ..layers.feed_forward import FeedForward
 from ..layers.positions import sine_positions
@@ -75,6 +76,7 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, dim: int, num_levels: int, num_heads: int, num_points: int):
         super().__init__()
+        refuse_heads(num_heads, dim)
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         self.sampling_offsets = Linear(dim, 2 * num_heads * num_levels * num_points)
         self.attention_weights = Linear(dim, num_heads * num_levels * num_points)
@@ -180,6 +182,7 @@ class DeformablePixelDecoder(nn.Module):
     """
 
     encoder_strides = (32, 16, 8)
+    kind_of_levels, num_levels = "maps", len(encoder_strides)
 
     def __init__(
         self,

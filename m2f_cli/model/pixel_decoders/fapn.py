@@ -55,9 +55,10 @@ class FeatureAlignment(nn.Module):
         """Return the coarse map, aligned. Both maps have the size of the fine one."""
         found = self.offsets(self.compare(torch.cat([fine_BCHW, 2 * coarse_BCHW], dim=1)))
         count = 2 * self.groups * KERNEL**2  # y and x of each point; then come the modulations
+        offsets = found[:, :count]
         moved_BCHW = deform_conv2d(
             coarse_BCHW,
-            found[:, :count],
+            torch.where(offsets == offsets, offsets, 0.0),  # torchvision reads outside of the map where one is NaN
             self.align.weight,
             self.align.bias,
             padding=KERNEL // 2,
@@ -79,6 +80,7 @@ class AlignedPixelDecoder(nn.Module):
     """
 
     strides = (32, 16, 8, 4)
+    kind_of_levels, num_levels = "maps", 3
 
     def __init__(self, channels: Mapping[int, int], dim: int, mask_dim: int, groups: int):
         super().__init__()

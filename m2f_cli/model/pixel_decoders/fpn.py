@@ -24,6 +24,7 @@ class FPNPixelDecoder(nn.Module):
     """
 
     lateral_strides = (16, 8, 4)
+    kind_of_levels = "maps"
 
     def __init__(self, channels: Mapping[int, int], dim: int, mask_dim: int, num_levels: int = 1, finest: int = 8):
         super().__init__()

@@ -29,6 +29,8 @@ def _width(channels: Mapping[int, int]) -> int:
 class LastTokens(nn.Module):
     """Pixel decoder that changes nothing: the decoder goes on with the tokens of the last level (EoMT)."""
 
+    kind_of_levels = "tokens"
+
     def __init__(self, channels: Mapping[int, int]):
         super().__init__()
         self.dim = self.mask_dim = _width(channels)
@@ -43,6 +45,8 @@ class LateralFusion(nn.Module):
     Args:
         num_levels: levels of the backbone.
     """
+
+    kind_of_levels = "tokens"
 
     def __init__(self, channels: Mapping[int, int], num_levels: int):
         super().__init__()

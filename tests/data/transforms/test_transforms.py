@@ -546,3 +546,18 @@ def test_steps_from_a_configuration():
 def test_a_step_that_makes_no_sense_is_one_sentence(component, says):
     with pytest.raises(ConfigError, match=says):
         build_transforms([Component(**component)])
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"name": "fixed_crop", "size": 0.1, "pad_value": 0},
+        {"name": "crop", "height": 8.5, "width": 8, "category_max_area": 1.0},
+        {"name": "sometimes_crop", "p": 0.5, "short_edges": [8, 9.5], "min_size": 4, "max_size": 8},
+        {"name": "color_jitter", "brightness": 3, "contrast": [1, 2], "saturation": [1, 2], "hue": 1.5},
+        {"name": "large_scale_jitter", "size": [8], "min_scale": 1, "max_scale": 2},
+    ],
+)
+def test_an_option_of_another_type_is_refused(step):
+    with pytest.raises(ConfigError, match=f"The augmentation step {step['name']} makes no sense: "):
+        build_transforms([Component(**step)])
