@@ -16,8 +16,8 @@ from .schema_base import LARGEST_CANVAS as LARGEST_CANVAS
 from .schema_base import LONGEST as LONGEST
 from .schema_base import MOST_CLASSES as MOST_CLASSES
 from .schema_base import MOST_PARAMETERS as MOST_PARAMETERS
-from .schema_base import Canvas, Deviation, Node, Objects
 from .schema_base import Component as Component
+from .schema_base import Deviation, Node, Objects, SceneSide
 from .schema_base import LoraConfig as LoraConfig
 from .schema_base import Task as Task
 from .schema_testing import ResizeConfig as ResizeConfig
@@ -151,7 +151,7 @@ class ScenesConfig(Node):
 
     train: int = Field(gt=0, le=10_000_000, description="Number of images to train on.")
     val: int = Field(gt=0, le=10_000_000, description="Number of images to evaluate on.")
-    size: tuple[Canvas, Canvas] = Field(description="Height and width of an image.")
+    size: tuple[SceneSide, SceneSide] = Field(description="Height and width of an image.")
     objects: tuple[Objects, Objects] = Field(description="Least and most objects in an image.")
     difficulty: float = Field(
         ge=0, le=1, description="0 to 1: smaller, more turned and squeezed objects, paler colours, more grain."

@@ -53,7 +53,8 @@ LARGEST: dict[str, float] = {  # option of a component → its largest value; th
 Side = Annotated[int, Field(le=LARGEST_SIDE)]
 Iteration = Annotated[int, Field(le=LONGEST)]
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
-Objects = Annotated[int, Field(le=10_000)]
+Objects = Annotated[int, Field(le=1000)]
+SceneSide = Annotated[int, Field(le=4096)]
 Deviation = Annotated[float, Field(gt=0)]
 Canvas = Annotated[int, Field(le=LARGEST_CANVAS)]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..config.schema import Config, InputConfig
-from ..errors import ConfigError, M2FError
+from ..errors import ConfigError, M2FError, is_out_of_memory
 from ..runtime.signals import ends, held_back
 from ..structures.targets import Target
 from .records import DataSet, labels_of
@@ -283,6 +283,11 @@ class _BatchMaker(torch.utils.data.Dataset):
             return collate([self.samples[draw] for draw in draws], self.normalise, self.size_divisor)
         except M2FError as error:
             return error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            hint = "Use smaller crops, --micro-batch 1 or fewer --workers."
+            return M2FError(f"Not enough memory for {len(draws)} images to train on.", hint=hint)
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -12,6 +12,7 @@ import torch
 
 from m2f_cli.config import presets as configuration
 from m2f_cli.config.schema import InputConfig
+from m2f_cli.data import loader as loading
 from m2f_cli.data.loader import (
     Batch,
     Loader,
@@ -28,7 +29,7 @@ from m2f_cli.data.training_set import SampleIndex, TrainingSample, TrainingSet
 from m2f_cli.data.transforms.color import ColorJitter
 from m2f_cli.data.transforms.crop import RandomCrop
 from m2f_cli.data.transforms.resize import Flip
-from m2f_cli.errors import ConfigError, DataError
+from m2f_cli.errors import ConfigError, DataError, M2FError
 from m2f_cli.structures.annotations import SemanticAnnotation
 from m2f_cli.structures.targets import Target
 
@@ -309,3 +310,12 @@ def test_a_folder_for_temporary_files_with_too_long_a_name_is_refused(monkeypatc
     with pytest.raises(ConfigError, match="too long for worker processes.*Set TMPDIR.*or pass --workers 0"):
         loader(workers=1)
     loader(workers=0)
+
+
+def test_too_little_memory_for_a_batch_is_one_sentence(monkeypatch):
+    def ends(*_, **__):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(loading, "collate", ends)
+    with pytest.raises(M2FError, match="Not enough memory for 2 images to train on. Use smaller crops"):
+        next(iter(loader()))

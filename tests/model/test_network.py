@@ -332,3 +332,13 @@ def test_parts_that_do_not_fit_are_refused_when_they_are_built(pixel_decoder, de
 def test_a_decoder_may_have_more_levels_than_it_is_given():
     pairs = [f"model.pixel_decoder={FPN.replace('levels: 3', 'levels: 1')}"]
     assert build(configuration.load("tiny", pairs).model, 3)
+
+
+@pytest.mark.parametrize("rate", ["0.1", -0.1, 1.5, True, None])
+def test_a_dropout_that_is_no_probability_is_refused(rate):
+    pixel_decoder = (
+        "{name: transformer_fpn, dim: 32, mask_dim: 32, num_layers: 1, num_heads: 2, ffn_dim: 32, dropout: %r}"
+    )
+    pairs = [f"model.pixel_decoder={pixel_decoder % (rate,)}".replace("None", "null")]
+    with pytest.raises(ConfigError, match="dropout"):
+        build(configuration.load("tiny", pairs).model, 3)

@@ -456,6 +456,12 @@ def test_parts_that_do_not_belong_together_are_one_sentence(change, says):
         build(ModelConfig.model_validate(tree), 3)
 
 
+def test_heads_of_eva_divide_its_channels():
+    """timm builds attention of other channels, whose rotation does not fit in the first forward pass."""
+    with pytest.raises(ConfigError, match="5 heads do not divide 36 channels"):
+        build(pmt_config(num_heads=5), 3)
+
+
 def test_annealing_from_a_step_to_a_share_that_comes_first_is_a_step():
     decoder = build(eomt_config(anneal=[[1, 2], [0.5, 40], [0, 1]]), 3).decoder
     decoder.at_step(60, 100)

@@ -17,6 +17,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0):
         super().__init__()
+        refuse_dropout(dropout)
         self.linear1 = Linear(dim, hidden_dim)
         self.linear2 = Linear(hidden_dim, dim)
         self.dropout = dropout
@@ -40,6 +41,16 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = layer(x, self.activation)
         return self.layers[-1](x)
+
+
+def refuse_dropout(rate: float) -> None:
+    """Refuse a rate of dropout that is no probability.
+
+    Raises:
+        ValueError: it is no number from 0 to 1.
+    """
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
+        raise ValueError(f"dropout is {rate!r}, where 0 to 1 is possible")
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
