@@ -29,6 +29,7 @@ LARGEST: dict[str, float] = {  # option of a component → its largest value; th
     **dict.fromkeys(("drop_rate", "drop_path_rate", "drop_block_rate", "attn_drop_rate"), 0.99),  # of timm
     **dict.fromkeys(("pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "dropout"), 0.99),
     "num_heads": 1024,
+    "anneal_power": 100,
     "num_points": 1024,
     "num_levels": 16,
     "groups": 1024,

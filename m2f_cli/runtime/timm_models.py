@@ -42,7 +42,7 @@ def create(model: str, **options: Any) -> nn.Module:
 
     Raises:
         MissingDependency: timm is not installed.
-        ConfigError: timm does not know the name, or an option is not one of a network.
+        ConfigError: timm does not know the name, or an option is not one of a network or makes no sense.
     """
     wrong = next((name for name in options if name.startswith(_NOT_OF_A_NETWORK)), None)
     if wrong is not None:
@@ -50,7 +50,11 @@ def create(model: str, **options: Any) -> nn.Module:
             f"The option {wrong!r} of the timm model {model!r} is none of a network.",
             hint="Name the weights as `pretrained`: m2f reads them without running what is in them.",
         )
-    return imported(model).create_model(model, pretrained=False, **options)
+    made = imported(model).create_model(model, pretrained=False, **options)
+    dim, heads = getattr(made, "embed_dim", None), options.get("num_heads")
+    if type(dim) is int and type(heads) is int and dim % heads:  # not every model of timm looks
+        raise ConfigError(f"{heads} heads do not divide the {dim} channels of the timm model {model!r}.")
+    return made
 
 
 def create_filled(model: str, tensors: Mapping[str, Tensor], **options: Any) -> nn.Module:

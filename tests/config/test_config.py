@@ -322,6 +322,7 @@ HUGE = [
     "model.backbone.embed_dim=.nan",
     "model.backbone={name: timm, model: convnext_atto, drop_path_rate: 48}",
     "model.pixel_decoder.dropout=1.5",
+    "model.decoder.anneal_power=-1",
     "data.scenes={train: 1, val: 1, size: [16384, 64], objects: [1, 3], difficulty: 0}",
     "data.scenes={train: 1, val: 1, size: [64, 64], objects: [1, 10000], difficulty: 0}",
     "test.resize.short_edge=100000000",

@@ -228,6 +228,8 @@ def test_backbones_of_timm_are_taken():
     assert model(torch.randn(1, 3, 64, 96)).render().shape == (1, 12, 16, 24)
     swin = build(tiny_config(name="timm", model="swin_tiny_patch4_window7_224", img_size=64), num_classes=3).eval()
     assert swin(torch.randn(1, 3, 64, 64)).render().shape == (1, 12, 16, 16)
+    with pytest.raises(ConfigError, match="swin_tiny_patch4_window7_224 cannot take images of 64 x 96 pixels"):
+        swin(torch.randn(1, 3, 64, 96))
 
 
 def test_configurations_that_make_no_sense():

@@ -25,7 +25,7 @@ class Timm(nn.Module):
 
     def __init__(self, model: str, *, pretrained: str | None = None, **options):
         super().__init__()
-        self.net = create(model, features_only=True, **options)
+        self.net, self.model = create(model, features_only=True, **options), model
         strides = {stride: index for index, stride in enumerate(self.net.feature_info.reduction())}
         missing = [stride for stride in (4, 8, 16, 32) if stride not in strides]
         if missing:
@@ -38,7 +38,19 @@ class Timm(nn.Module):
         self.channels = {stride: channels[index] for stride, index in self.indices.items()}
 
     def forward(self, images_BCHW: Tensor) -> dict[int, Tensor]:
-        maps = self.net(images_BCHW)
+        """Return the maps.
+
+        Raises:
+            ConfigError: the model takes images of another size alone.
+        """
+        try:
+            maps = self.net(images_BCHW)
+        except AssertionError as error:
+            raise ConfigError(
+                f"The timm model {self.model} cannot take images of {' x '.join(map(str, images_BCHW.shape[-2:]))} "
+                f"pixels: {str(error).rstrip('.')}.",
+                hint="Set model.backbone.img_size, and pad or resize every image to it; or choose another model.",
+            ) from error
         return {
             stride: self._channels_first(maps[index], self.channels[stride]) for stride, index in self.indices.items()
         }

@@ -12,7 +12,6 @@ from ...errors import ConfigError
 from ...ops.cpu.linear import Linear
 from ...runtime.timm_models import create, imported
 from ...structures.predictions import Tokens
-from ..layers.attention import refuse_heads
 from ..layers.conv import ChannelNorm, ConvNorm, Doubling
 from ..layers.positions import RotaryPositions
 
@@ -57,7 +56,6 @@ def make_vit(
     any_size = {} if family == "beit" else {"dynamic_img_size": True}
     given = {"num_classes": 0, "global_pool": "", "drop_path_rate": drop_path, **any_size}
     net = create(model, img_size=(sides[0], sides[-1]), patch_size=PATCH, **given, **options)
-    refuse_heads(options.get("num_heads", 1), net.embed_dim)
     for module in net.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear  # the same parameters; converted to bf16 once, not in each call

@@ -61,7 +61,7 @@ class QueryTokenDecoder(nn.Module):
         attn_mask_probs: (num_blocks,) probability that a query has its mask.
 
     Raises:
-        ConfigError: widths differ, `anneal` does not fit the blocks, or `anneal_power` is below 0.
+        ConfigError: widths differ, or `anneal` does not fit the blocks.
     """
 
     kind_of_levels = "tokens"
@@ -83,9 +83,7 @@ class QueryTokenDecoder(nn.Module):
         spans = published_spans(num_blocks) if anneal is None else anneal
         if len(spans) != num_blocks or any(len(span) != 2 or not 0 <= span[0] < span[1] for span in spans):
             raise ConfigError(f"anneal is {anneal}, where [start, end] is needed for each of {num_blocks} blocks.")
-        if not isinstance(anneal_power, (int, float)) or anneal_power < 0:
-            raise ConfigError(f"anneal_power is {anneal_power!r}, where a number of 0 or more is needed.")
-        self.spans, self.anneal_power, self.masked_prediction = spans, anneal_power, masked_prediction
+        self.spans, self.anneal_power, self.masked_prediction = spans, float(anneal_power), masked_prediction
         self.rand = uniform
         self.query_feat = nn.Embedding(num_queries, in_dim)
         self.class_embed = Linear(in_dim, num_classes + 1)
