@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 Task = Literal["panoptic", "instance", "semantic"]
 
@@ -103,6 +103,12 @@ class Component(BaseModel):
         for key, value in self.options.items():
             _refuse_huge(key, value)
         return self
+
+    @model_serializer(mode="wrap")
+    def _with_null_options(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keep options that are null where those of other parts of the tree are left out: a default may differ."""
+        tree: dict[str, Any] = serialize(self)
+        return tree | {key: None for key, value in self.options.items() if value is None}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -186,6 +186,16 @@ def test_a_file_of_the_user_may_extend_a_recipe_and_a_backbone(tmp_path):
     assert config.load(alone).model == config.load(PRESET).model
 
 
+def test_an_option_that_is_null_is_written_and_read_back(tmp_path):
+    """Left out, it would be the default of its part, which may be another value."""
+    mine = config.load(PRESET, ["model.backbone.patch_norm=null"])
+    assert mine.model.backbone.options["patch_norm"] is None
+    text = config.dump(mine)
+    assert "patch_norm: null" in text and "lora" not in text
+    (tmp_path / "mine.yaml").write_text(text)
+    assert config.load(tmp_path / "mine.yaml") == mine
+
+
 @pytest.mark.parametrize("key", [3, 1.5, None, True])
 def test_keys_that_are_no_names_are_refused_where_options_are_open(tmp_path, key):
     """JSON has only texts as keys: the configuration in a checkpoint would be another one."""
