@@ -215,8 +215,7 @@ def _run(arguments: list[str] | None, process: str | None) -> int:
             said = str(error).strip().split("\n")[0].rstrip(".")
             _explain(f"Not enough memory{f': {said}' if said else ''}.", is_expected=True)
             return 1
-        # a bug
-        _explain(f"{type(error).__name__}: {error}", is_expected=False)
+        _explain(f"{type(error).__name__}: {error}", is_expected=False)  # a bug
         return 1
     return 0
 

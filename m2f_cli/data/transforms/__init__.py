@@ -36,7 +36,7 @@ def _build(component: Component, trust_code: bool) -> Transform:
     step = plugins.get("transforms", component.name, trust_code=trust_code)
     try:
         made = step(**component.options)
-        # The fields of a data class say which types they take, which Python does not look at.
+        # The call above refuses unknown options, which pydantic passes over. Pydantic refuses values of wrong types.
         return TypeAdapter(step).validate_python(component.options) if is_dataclass(step) else made
     except ValidationError as error:
         first = error.errors()[0]

@@ -60,7 +60,7 @@ def make_vit(
         if type(module) is nn.Linear:
             module.__class__ = Linear  # the same parameters; converted to bf16 once, not in each call
     for mlp in (module for module in net.modules() if type(module).__name__ == "Mlp"):
-        if type(mlp.act) is nn.GELU and mlp.act.approximate == "none":
+        if type(mlp.act) is nn.GELU and mlp.act.approximate == "none" and isinstance(mlp.fc1, Linear):
             mlp.fc1.activation, mlp.act = "gelu", nn.Identity()
     if _has_rope_of_dinov3(net):
         net.rope = RotaryPositions(net.rope.dim)
