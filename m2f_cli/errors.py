@@ -103,7 +103,7 @@ def about(source: Any) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that a device or the machine has too little memory; PyTorch has several for it."""
+    """Return True if an error means that a device or the machine has too little memory; PyTorch has several for it."""
     is_of_torch = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_of_torch)
 
